@@ -1,0 +1,51 @@
+# make demo       install, make toy shards, train a small CLIP on the CPU, evaluate it, name a report
+# make test       install what is missing, run the tests (under 10 minutes on 2 cores)
+# make test-long  the tests that take minutes
+# make check      lint, types, import contracts
+# make format     rewrite the code the way `make check` wants it
+#
+# PYTHON=python3.12     the interpreter of the virtual environment
+# PIP_ARGS="--extra-index-url https://download.pytorch.org/whl/cpu"     a Linux laptop without a GPU
+
+PYTHON ?= python3
+VENV ?= .venv
+PIP_ARGS ?=
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
+RUN ?= runs/demo
+
+.PHONY: demo test test-long check format clean
+
+$(VENV)/installed: pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)] and "Python 3.11 or 3.12 is needed: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	@echo "Installing the pinned dependencies into $(VENV) (a few minutes the first time)"
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/installed-dev: $(VENV)/installed
+	@echo "Installing the development tools into $(VENV)"
+	$(PIP) -e '.[dev]'
+	@touch $@
+
+demo: $(VENV)/installed
+	$(VENV)/bin/train experiment=toy run.name=$(notdir $(RUN)) paths.runs=$(dir $(RUN)) run.resume=true
+	$(VENV)/bin/vlm evaluate run=$(RUN)
+
+test: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest
+
+test-long: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -m long --timeout 900
+
+check: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check
+	$(VENV)/bin/ruff format --check
+	$(VENV)/bin/mypy
+	$(VENV)/bin/lint-imports
+
+format: $(VENV)/installed-dev
+	$(VENV)/bin/ruff check --fix
+	$(VENV)/bin/ruff format
+
+clean:
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .import_linter_cache dist

@@ -1,0 +1,6 @@
+"""Ranks and collectives; everything here is a no-op in one process."""
+
+from vlm.distributed.collectives import barrier, gather_objects, gather_rows, mean_over_ranks, sum_over_ranks
+from vlm.distributed.topology import Topology
+
+__all__ = ["Topology", "barrier", "gather_objects", "gather_rows", "mean_over_ranks", "sum_over_ranks"]

@@ -1,0 +1,41 @@
+"""What every training method is: towers on one rank's rows, then losses over all ranks."""
+
+from collections.abc import Mapping
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from vlm.distributed import Topology
+from vlm.types import Batch, ContrastiveModel, StepOutput
+
+Encoded = Mapping[str, Tensor]
+"""Tensors with one row a sample."""
+
+
+class Objective(nn.Module):
+    """Base of the training methods.
+
+    `encode` and `loss` are apart so that accumulation can encode micro-batches, take one loss over all
+    their rows, and replay: `encode` must not communicate, `loss` must not look at single images.
+    """
+
+    required_keys: ClassVar[frozenset[str]]
+    """Entries that the first batch must have."""
+
+    def setup(self, topology: Topology) -> None:
+        """Called once, after process groups exist."""
+
+    def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:
+        """Run the towers over this rank's rows; no collectives."""
+        raise NotImplementedError
+
+    def loss(self, model: ContrastiveModel, encoded: Encoded) -> StepOutput:
+        """Loss terms over the rows of all ranks.
+
+        Gradient contract: the mean over ranks of what each rank returns is the global loss, and the
+        mean over ranks of the gradients is the gradient of the global loss.
+        """
+        raise NotImplementedError
+
+    def after_step(self, model: ContrastiveModel, step: int) -> None:
+        """Called after each optimizer step (clamps, averages)."""

@@ -1,0 +1,74 @@
+"""The few types that every layer shares."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, TypedDict, runtime_checkable
+
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+
+
+class Batch(TypedDict, total=False):
+    """One rank's share of a global batch; row i of every entry belongs to sample i.
+
+    Images stay bytes until they are on the device: a quarter of the traffic, and the tower normalises
+    them with the mean and deviation that stand in its own description.
+    """
+
+    key: list[str]
+    """Shard and member of each sample, for messages."""
+    image: UInt8[Tensor, "b 3 h w"]
+    text: Int64[Tensor, "b l"]
+    """Token ids, l = longest caption of these rows, padded on the right."""
+    caption_id: Int64[Tensor, " b"]
+    """Fingerprint of the caption: equal for equal captions, on every rank."""
+    substituted: Int64[Tensor, "1"]
+    """How many of these rows took the place of a broken sample."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class StepOutput:
+    """The named scalars of one step; their weighted sum is what is differentiated."""
+
+    terms: Mapping[str, Tensor]
+    weights: Mapping[str, float]
+    metrics: Mapping[str, Tensor] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if self.terms.keys() != self.weights.keys():
+            raise ValueError(f"terms {sorted(self.terms)} and weights {sorted(self.weights)} differ")
+
+    @property
+    def total(self) -> Tensor:
+        """Weighted sum of the terms, a scalar."""
+        parts = [self.weights[name] * term for name, term in self.terms.items()]
+        return sum(parts[1:], start=parts[0])
+
+
+@runtime_checkable
+class ImageTower(Protocol):
+    """Maps images to one vector each."""
+
+    width: int
+
+    def __call__(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
+
+
+@runtime_checkable
+class TextTower(Protocol):
+    """Maps token ids to one vector each."""
+
+    width: int
+
+    def __call__(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]: ...
+
+
+@runtime_checkable
+class ContrastiveModel(Protocol):
+    """What an objective may ask of a model."""
+
+    logit_scale: nn.Parameter
+
+    def encode_image(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
+
+    def encode_text(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]: ...
