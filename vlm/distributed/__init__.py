@@ -1,6 +1,15 @@
 """Ranks and collectives; everything here is a no-op in one process."""
 
 from vlm.distributed.collectives import barrier, gather_objects, gather_rows, mean_over_ranks, sum_over_ranks
+from vlm.distributed.launch import process_group
 from vlm.distributed.topology import Topology
 
-__all__ = ["Topology", "barrier", "gather_objects", "gather_rows", "mean_over_ranks", "sum_over_ranks"]
+__all__ = [
+    "Topology",
+    "barrier",
+    "gather_objects",
+    "gather_rows",
+    "mean_over_ranks",
+    "process_group",
+    "sum_over_ranks",
+]

@@ -1,0 +1,25 @@
+"""Evaluations on embeddings, and what is written about them."""
+
+from vlm.evaluation.caption_choice import CaptionChoice
+from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, ClassesFromText
+from vlm.evaluation.clip_benchmark import clip_benchmark
+from vlm.evaluation.evaluator import Evaluator, Result, run_suite
+from vlm.evaluation.report import write_report
+from vlm.evaluation.results import write_results
+from vlm.evaluation.retrieval import Retrieval
+from vlm.evaluation.zero_shot import ZeroShot
+
+__all__ = [
+    "CaptionChoice",
+    "ClassesFromJson",
+    "ClassesFromShards",
+    "ClassesFromText",
+    "Evaluator",
+    "Result",
+    "Retrieval",
+    "ZeroShot",
+    "clip_benchmark",
+    "run_suite",
+    "write_report",
+    "write_results",
+]

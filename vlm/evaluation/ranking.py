@@ -23,9 +23,7 @@ class Ranking:
     """The best irrelevant item; -1 where every item is relevant."""
 
 
-def scores(
-    queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]
-) -> Float[Tensor, "n m"]:
+def scores(queries: Float[Tensor, "n d"], gallery: Float[Tensor, "m d"]) -> Float[Tensor, "n m"]:
     """Inner products in double precision, rounded to single.
 
     Equal rows get equal scores wherever they stand: the rounding removes the last bits in which a matrix
@@ -64,7 +62,8 @@ def _rank_block(queries: Tensor, gallery: Tensor, relevant: Tensor) -> tuple[Ten
     block = scores(queries, gallery)
     best_score, best = block.masked_fill(~relevant, -torch.inf).max(dim=1)
     rival_score, rival = block.masked_fill(relevant, -torch.inf).max(dim=1)
-    rank = 1 + ((block >= best_score[:, None]) & ~relevant).sum(dim=1)
+    # Not `block >= best`: that is false for nan, and a model gone to nan would come first everywhere.
+    rank = 1 + (~(block < best_score[:, None]) & ~relevant).sum(dim=1)
     return rank, best, torch.where(rival_score.isinf(), -1, rival)
 
 

@@ -1,0 +1,22 @@
+"""Towers, the dual encoder of two of them, and their descriptions as plain data."""
+
+from vlm.models.dual_encoder import DualEncoder, build_model
+from vlm.models.spec import (
+    BagOfWordsSpec,
+    CausalTextSpec,
+    ImageTowerSpec,
+    ModelSpec,
+    TextTowerSpec,
+    TransformersTextSpec,
+)
+
+__all__ = [
+    "BagOfWordsSpec",
+    "CausalTextSpec",
+    "DualEncoder",
+    "ImageTowerSpec",
+    "ModelSpec",
+    "TextTowerSpec",
+    "TransformersTextSpec",
+    "build_model",
+]

@@ -1,0 +1,17 @@
+"""Training: Lightning runs it, and nothing outside this package and the commands knows Lightning."""
+
+from vlm.training.loggers import CsvLogger
+from vlm.training.optimizer import AdamW
+from vlm.training.run import CheckpointEvery, EvaluateEvery, Run, Trainer, train
+from vlm.training.schedule import CosineSchedule
+
+__all__ = [
+    "AdamW",
+    "CheckpointEvery",
+    "CosineSchedule",
+    "CsvLogger",
+    "EvaluateEvery",
+    "Run",
+    "Trainer",
+    "train",
+]

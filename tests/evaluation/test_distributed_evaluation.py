@@ -1,0 +1,62 @@
+from pathlib import Path
+from typing import Any
+
+import pytest
+from gloo import run_gloo
+from tiny import COLOURS, tiny_loaded, write_tiny_shards
+
+from vlm.distributed import Topology
+from vlm.evaluation import CaptionChoice, ClassesFromShards, Retrieval, ZeroShot, run_suite
+from vlm.inference import Embedder
+
+BATCH_SIZES = (2, 6)  # 7 and 3 batches of pictures: some ranks have none, of 2 as of 4
+TEXTS = [f"a {name} square" for name in COLOURS for _ in range(2)] + ["红色的正方形", "a"]
+
+
+def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
+    """Vectors, records and results for every batch size."""
+    suite = {
+        "zero_shot": ZeroShot(
+            shards,
+            ClassesFromShards(shards, name="json.caption_en", label="json.colour"),
+            label="json.colour",
+            templates=["{c}", "there is {c}"],
+        ),
+        "retrieval": Retrieval(shards, ["json.caption_en", "json.caption_zh"], relevance="json.colour"),
+        "choice": CaptionChoice(shards, "json.caption_en", negatives={"replaced": "json.false"}),
+    }
+    found: dict[int, dict[str, Any]] = {}
+    for batch_size in BATCH_SIZES:
+        embedder = Embedder(tiny_loaded(), Topology.current(), batch_size=batch_size, num_workers=0)
+        images = embedder.images(shards)
+        results = run_suite(suite, embedder)
+        found[batch_size] = {
+            "features": images.features.tolist(),
+            "records": images.records,
+            "texts": embedder.texts(TEXTS).tolist(),
+            "metrics": {name: result.metrics for name, result in results.items()},
+            "details": {name: result.details for name, result in results.items()},
+        }
+    return found
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_shards(tmp_path_factory.mktemp("shards"), num_samples=13)
+
+
+@pytest.fixture(scope="module")
+def alone(shards: str) -> dict[int, dict[str, Any]]:
+    return evaluate_all(shards)
+
+
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_rank_gets_exactly_what_one_process_gets(
+    shards: str, alone: dict[int, dict[str, Any]], tmp_path: Path, world_size: int
+) -> None:
+    assert run_gloo(evaluate_all, world_size, tmp_path, shards) == [alone] * world_size
+
+
+def test_nothing_is_counted_twice(alone: dict[int, dict[str, Any]]) -> None:
+    for found in alone.values():
+        assert [record["key"] for record in found["records"]] == [f"{row:06d}" for row in range(13)]

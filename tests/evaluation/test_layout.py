@@ -1,0 +1,52 @@
+from pathlib import Path
+
+import pytest
+from tiny import COLOURS, tiny_loaded, write_tiny_shards
+
+from vlm.distributed import Topology
+from vlm.errors import ConfigError
+from vlm.evaluation import Retrieval, ZeroShot, clip_benchmark
+from vlm.inference import Embedder
+
+
+def write_layout(root: Path, *, kind: str | None) -> None:
+    """A data set as CLIP_benchmark stores it: shards 0.tar, 1.tar, … without an index."""
+    write_tiny_shards(root / "written", num_samples=12)
+    (root / "test").mkdir()
+    for number, shard in enumerate(sorted((root / "written").glob("*.tar"))):
+        shard.rename(root / "test" / f"{number}.tar")
+    (root / "test" / "nshards.txt").write_text("3\n")
+    (root / "classnames.txt").write_text("\n".join(COLOURS) + "\n")
+    (root / "zeroshot_classification_templates.txt").write_text("a {c} square\n{c}\n")
+    if kind is not None:
+        (root / "dataset_type.txt").write_text(kind)
+
+
+def embedder() -> Embedder:
+    return Embedder(tiny_loaded(), Topology.current(), batch_size=8, num_workers=0)
+
+
+def test_a_folder_without_type_is_a_classification(tmp_path: Path) -> None:
+    write_layout(tmp_path, kind=None)
+    evaluator = clip_benchmark(str(tmp_path), "test")
+    assert isinstance(evaluator, ZeroShot)
+    assert evaluator.templates == ["a {c} square", "{c}"]
+    result = evaluator(embedder())
+    assert result.num_samples == 12
+    assert result.metrics.keys() == {"acc1", "mean_per_class_recall"}
+
+
+def test_retrieval_counts_every_line_of_a_text(tmp_path: Path) -> None:
+    write_layout(tmp_path, kind="retrieval\n")
+    evaluator = clip_benchmark(str(tmp_path), "test")
+    assert isinstance(evaluator, Retrieval)
+    result = evaluator(embedder())
+    assert (result.num_samples, result.details["num_captions"]) == (12, 24)
+
+
+def test_what_is_missing_or_unknown_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nshards.txt is missing; set `root`"):
+        clip_benchmark(str(tmp_path), "test")
+    write_layout(tmp_path, kind="multilabel")
+    with pytest.raises(ConfigError, match="'multilabel'; classification and retrieval"):
+        clip_benchmark(str(tmp_path), "test")

@@ -1,0 +1,135 @@
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pytest
+from tiny import save_tiny, write_tiny_shards
+
+from vlm.distributed import Topology
+from vlm.evaluation import (
+    CaptionChoice,
+    ClassesFromShards,
+    Result,
+    Retrieval,
+    ZeroShot,
+    run_suite,
+    write_report,
+    write_results,
+)
+from vlm.evaluation.report import percent
+from vlm.inference import Embedder, load
+
+VOID = {"meta", "img", "br", "link", "line", "polyline"}
+
+
+class Page(HTMLParser):
+    """Tags that are open, what the page would load, and its words."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.loaded: list[str] = []
+        self.languages: dict[str, str] = {}
+        self.words: list[str] = []
+        self.ids: list[str] = []
+        self._language = "en"
+        self.feed(text)
+        self.close()
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        values = dict(attrs)
+        if tag not in VOID:
+            self.open.append(tag)
+        if tag == "img":
+            assert values["alt"], "a picture without words for it"
+        self.loaded += [str(values[name]) for name in ("src", "href", "srcset", "data") if name in values]
+        self.ids += [str(values["id"])] if "id" in values else []
+        self._language = values.get("lang") or self._language
+        assert tag not in {"script", "link", "iframe", "object"}
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        assert tag in VOID
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip() and "style" not in self.open:
+            self.words.append(data.strip())
+            self.languages[data.strip()] = self._language
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Result]]:
+    run = tmp_path_factory.mktemp("runs") / "a <run>"
+    checkpoint = save_tiny(run / "checkpoints" / "step_00000007")
+    shards = write_tiny_shards(run / "shards", num_samples=9)
+    (run / "metrics.csv").write_text("step,train/loss,eval/x/acc1\n1,4.5,\n2,4.0,0.1\n3,3.0,0.2\n")
+    classes = ClassesFromShards(shards, name="json.caption_zh", label="json.colour")
+    suite = {
+        "names": ZeroShot(shards, classes, label="json.colour", templates=["{c}"]),
+        "search": Retrieval(shards, ["txt"], relevance="json.colour"),
+        "choice": CaptionChoice(shards, "json.caption_en", negatives={"replaced": "json.false"}),
+    }
+    results = run_suite(suite, Embedder(load(run), Topology.current(), batch_size=4, num_workers=0))
+    write_results(run / "out", results, checkpoint=checkpoint)
+    write_report(run / "out", results, checkpoint=checkpoint, metrics_csv=run / "metrics.csv")
+    return run, results
+
+
+def test_page_is_well_formed_and_loads_nothing(written: tuple[Path, dict[str, Result]]) -> None:
+    text = (written[0] / "out" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert page.open == []
+    assert len(page.loaded) > 10
+    assert all(source.startswith("data:image/webp;base64,") for source in page.loaded)
+    assert "http:" not in text
+    assert "https:" not in text
+    assert "url(" not in text
+    assert "@import" not in text
+    assert len(page.ids) == len(set(page.ids))
+
+
+def test_page_shows_scores_with_chance_and_all_examples(written: tuple[Path, dict[str, Result]]) -> None:
+    run, results = written
+    page = Page((run / "out" / "report.html").read_text(encoding="utf-8"))
+    words = " ".join(page.words)
+    assert page.words.count("a <run>") == 1
+    for result in results.values():
+        for metric, value in result.metrics.items():
+            if metric in result.chance and not metric.endswith("rank"):
+                assert f"{percent(value)} chance {percent(result.chance[metric])}" in words, metric
+    assert page.languages["红色的正方形"] == "zh"
+    assert page.languages["a red square"] == "en"
+    assert {"train/loss", "eval/x/acc1"} <= set(page.words)
+
+
+def test_page_without_curves_or_results_still_stands(tmp_path: Path) -> None:
+    checkpoint = save_tiny(tmp_path / "model")
+    path = write_report(tmp_path / "out", {}, checkpoint=checkpoint, metrics_csv=tmp_path / "absent.csv")
+    assert Page(path.read_text(encoding="utf-8")).open == []
+
+
+def test_results_tell_what_was_measured_of_what(written: tuple[Path, dict[str, Result]]) -> None:
+    run, results = written
+    content = json.loads((run / "out" / "results.json").read_text(encoding="utf-8"))
+    assert content["step"] == 7
+    assert Path(content["checkpoint"]) == run / "checkpoints" / "step_00000007"
+    assert content["model"]["embed_dim"] == 8
+    assert content["versions"].keys() == {"evaluated_with", "trained_with"}
+    for name, result in results.items():
+        assert content["results"][name] == {
+            "dataset": name,
+            "task": result.task,
+            "metrics": result.metrics,
+            "chance": result.chance,
+            "num_samples": 9,
+        }
+
+
+@pytest.mark.parametrize(
+    ("value", "shown"),
+    [(0.0, "0.0 %"), (0.7237, "72.4 %"), (1.0, "100.0 %"), (0.00028, "0.028 %"), (0.0156, "1.6 %")],
+)
+def test_small_shares_keep_two_digits(value: float, shown: str) -> None:
+    assert percent(value) == shown

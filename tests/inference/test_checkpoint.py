@@ -1,0 +1,103 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import save_tiny, tiny_loaded
+
+from vlm.errors import CheckpointError
+from vlm.inference import latest_checkpoint, load, load_weights, read_config, read_description, save_model
+
+
+def test_a_loaded_model_computes_what_the_saved_one_did(tmp_path: Path) -> None:
+    original, again = tiny_loaded(), load(save_tiny(tmp_path / "step_00000007"))
+    images = torch.randint(0, 256, (3, 3, 16, 16), dtype=torch.uint8)
+    texts = ["a red square", "蓝色的正方形"]
+    assert torch.equal(again.model.encode_image(images), original.model.encode_image(images))
+    assert torch.equal(
+        again.model.encode_text(again.tokenizer(texts)), original.model.encode_text(original.tokenizer(texts))
+    )
+    assert again.preprocess == original.preprocess
+    assert not again.model.training
+
+
+def test_weights_of_any_precision_are_stored_as_fp32(tmp_path: Path) -> None:
+    loaded = tiny_loaded()
+    weights = {name: value.bfloat16() for name, value in loaded.model.state_dict().items()}
+    save_model(
+        tmp_path, weights=weights, spec=loaded.model.spec, preprocess=loaded.preprocess,
+        tokenizer=loaded.tokenizer, step=1, config={},
+    )  # fmt: skip
+    assert {value.dtype for value in load(tmp_path).model.state_dict().values()} == {torch.float32}
+
+
+def test_description_tells_step_model_and_versions(tmp_path: Path) -> None:
+    description = read_description(save_tiny(tmp_path))
+    assert description.step == 7
+    assert description.model == tiny_loaded().model.spec
+    assert description.versions["torch"] == torch.__version__
+    assert read_config(tmp_path) == {"run": {"name": "tiny"}}
+
+
+def test_a_run_stands_for_its_last_complete_checkpoint(tmp_path: Path) -> None:
+    for step in (90, 1000):
+        save_tiny(tmp_path / "checkpoints" / f"step_{step:08d}", step=step)
+    (tmp_path / "checkpoints" / "step_00002000").mkdir()  # nothing in it yet
+    save_tiny(tmp_path / "checkpoints" / ".step_00003000.tmp", step=3000)
+    assert latest_checkpoint(tmp_path).name == "step_00001000"
+    assert latest_checkpoint(tmp_path / "checkpoints" / "step_00000090").name == "step_00000090"
+
+
+def test_a_folder_without_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
+    (tmp_path / "metrics.csv").touch()
+    with pytest.raises(CheckpointError, match=r"holds no checkpoint.*metrics\.csv"):
+        load(tmp_path)
+    with pytest.raises(CheckpointError, match="not a folder"):
+        load(tmp_path / "absent")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("model.json", b"{", "not the description"),
+        ("model.json", b"[1]", "not the description"),
+        ("model.json", b'{"format": 99}', "format 99, this version of vlm reads 1"),
+        ("model.json", b'{"format": 1, "step": 1}', "not the description"),
+        ("model.safetensors", b"\x80\x04torn", "incomplete"),
+        ("model.safetensors", None, "incomplete"),
+        ("tokenizer.json", b"{}", "incomplete"),
+        ("tokenizer.json", None, "incomplete"),
+    ],
+)
+def test_a_broken_file_is_one_clear_error(
+    tmp_path: Path, name: str, content: bytes | None, message: str
+) -> None:
+    path = save_tiny(tmp_path) / name
+    path.unlink() if content is None else path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=message):
+        load(tmp_path)
+
+
+def test_a_description_with_an_unknown_key_is_refused(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path) / "model.json"
+    content = json.loads(path.read_text())
+    content["model"]["image"]["nam"] = "x"
+    path.write_text(json.dumps(content))
+    with pytest.raises(CheckpointError, match=r"model\.image\.nam"):
+        load(tmp_path)
+
+
+def test_weights_that_do_not_fit_are_listed_and_none_is_copied() -> None:
+    model = tiny_loaded().model
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    weights = {name: value + 1 for name, value in before.items()}
+    del weights["logit_scale"]
+    weights["stranger"] = torch.zeros(1)
+    weights["image_projection.weight"] = torch.zeros(3, 3)
+    with pytest.raises(CheckpointError) as caught:
+        load_weights(model, weights, where="here")
+    message = str(caught.value)
+    assert "missing: logit_scale" in message
+    assert "not in the model: stranger" in message
+    assert "of another shape: image_projection.weight (3, 3) for (8, 16)" in message
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())

@@ -1,0 +1,72 @@
+from pathlib import Path
+
+import pytest
+import torch
+from tiny import COLOURS, tiny_loaded, write_tiny_shards
+
+from vlm.distributed import Topology
+from vlm.errors import DataError
+from vlm.inference import Embedder, Loaded
+
+TEXTS = [f"a {name} square" for name in COLOURS for _ in range(2)] + ["红色的正方形", "a"]
+
+
+def embedder(loaded: Loaded, *, batch_size: int = 2) -> Embedder:
+    return Embedder(
+        loaded, Topology.current(), batch_size=batch_size, num_workers=0, bf16=False, progress=False
+    )
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return write_tiny_shards(tmp_path_factory.mktemp("shards"), num_samples=13)
+
+
+def test_vectors_and_records_come_in_the_order_of_the_data(shards: str) -> None:
+    loaded = tiny_loaded()
+    features, records = embedder(loaded, batch_size=4).images(shards)
+    texts = embedder(loaded, batch_size=4).texts(TEXTS)
+    assert [record["key"] for record in records] == [f"{row:06d}" for row in range(13)]
+    assert [record["cls"] for record in records] == [row % 4 for row in range(13)]
+    with torch.no_grad():
+        expected = torch.cat([loaded.model.encode_text(loaded.tokenizer([text])) for text in TEXTS])
+    torch.testing.assert_close(texts, expected)
+    assert features.shape == (13, 8)
+    torch.testing.assert_close(features.norm(dim=1), torch.ones(13))
+
+
+def test_equal_texts_are_encoded_once_and_have_one_vector(monkeypatch: pytest.MonkeyPatch) -> None:
+    loaded = tiny_loaded()
+    rows: list[int] = []
+    encode = loaded.model.encode_text
+    monkeypatch.setattr(loaded.model, "encode_text", lambda ids: (rows.append(len(ids)), encode(ids))[1])
+    vectors = embedder(loaded).texts(TEXTS)
+    assert sum(rows) == len(set(TEXTS))
+    assert torch.equal(vectors[0], vectors[1])
+
+
+def test_a_data_set_is_read_once_for_evaluations_in_turn(shards: str) -> None:
+    found = embedder(tiny_loaded())
+    assert found.images(shards) is found.images([shards])
+
+
+def test_every_module_keeps_its_own_mode(shards: str) -> None:
+    loaded = tiny_loaded()
+    loaded.model.train()
+    loaded.model.text.eval()
+    before = [module.training for module in loaded.model.modules()]
+    embedder(loaded).images(shards)
+    assert [module.training for module in loaded.model.modules()] == before
+    assert {True, False} == set(before)
+
+
+def test_training_can_go_on_after_an_embedding(shards: str) -> None:
+    loaded = tiny_loaded()
+    embedder(loaded).images(shards)
+    loaded.model.encode_image(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).sum().backward()
+    assert loaded.model.image_projection.weight.grad is not None
+
+
+def test_shards_that_match_nothing_are_a_data_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="shards"):
+        embedder(tiny_loaded()).images(str(tmp_path / "*.tar"))

@@ -1,0 +1,98 @@
+"""A model, a tokenizer and shards of the smallest size that is still real."""
+
+import io
+import json
+from pathlib import Path
+
+import torch
+from PIL import Image
+
+from vlm.data import Preprocess
+from vlm.data.tokenizers import Tokenizer, trained_bpe
+from vlm.data.writer import ShardWriter
+from vlm.inference import Loaded, save_model
+from vlm.models import ModelSpec, build_model
+
+COLOURS = {"red": (200, 30, 30), "green": (30, 160, 30), "blue": (30, 30, 200), "grey": (128, 128, 128)}
+CHINESE = {"red": "红色", "green": "绿色", "blue": "蓝色", "grey": "灰色"}
+IMAGE_SIZE = 16
+
+
+def tiny_tokenizer() -> Tokenizer:
+    texts = [text for name in COLOURS for text in (f"a {name} square", f"{CHINESE[name]}的正方形")]
+    return trained_bpe(texts, vocab_size=300, context_length=16)
+
+
+def tiny_loaded() -> Loaded:
+    tokenizer = tiny_tokenizer()
+    spec = ModelSpec.from_mapping(
+        {
+            "embed_dim": 8,
+            "init_logit_scale": 10.0,
+            "image": {
+                "name": "vit_tiny_patch16_224",
+                "image_size": IMAGE_SIZE,
+                "mean": [0.5, 0.5, 0.5],
+                "std": [0.25, 0.25, 0.25],
+                "pretrained": False,
+                "options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
+            },
+            "text": {
+                "kind": "causal",
+                "context_length": tokenizer.context_length,
+                "vocab_size": None,
+                "eot_id": None,
+                "width": 16,
+                "layers": 1,
+                "heads": 2,
+                "activation": "gelu",
+            },
+        }
+    ).with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+    torch.manual_seed(0)
+    preprocess = Preprocess(
+        image_size=IMAGE_SIZE, background=(255, 255, 255), resize_mode="squash", interpolation="bilinear"
+    )
+    return Loaded(build_model(spec).eval(), preprocess, tokenizer)
+
+
+def save_tiny(folder: Path, *, step: int = 7) -> Path:
+    """`tiny_loaded` as a checkpoint."""
+    loaded = tiny_loaded()
+    save_model(
+        folder,
+        weights=loaded.model.state_dict(),
+        spec=loaded.model.spec,
+        preprocess=loaded.preprocess,
+        tokenizer=loaded.tokenizer,
+        step=step,
+        config={"run": {"name": "tiny"}},
+    )
+    return folder
+
+
+def write_tiny_shards(folder: Path, *, num_samples: int, max_samples: int = 5) -> str:
+    """Plain squares, some nearly alike; the pattern of the shards."""
+    with ShardWriter(folder, prefix="", max_samples=max_samples) as writer:
+        for row in range(num_samples):
+            number = row % len(COLOURS)
+            name = list(COLOURS)[number]
+            shade = tuple(min(255, value + 7 * (row // len(COLOURS))) for value in COLOURS[name])
+            picture = io.BytesIO()
+            Image.new("RGB", (20, 20), shade).save(picture, "png")
+            record = {
+                "colour": name,
+                "caption_en": f"a {name} square",
+                "caption_zh": f"{CHINESE[name]}的正方形",
+                "false": ["a square grey", f"a {list(COLOURS)[number - 1]} square"],
+            }
+            writer.write(
+                f"{row:06d}",
+                {
+                    "png": picture.getvalue(),
+                    "txt": f"a {name} square\n{CHINESE[name]}的正方形".encode(),
+                    "cls": str(number).encode(),
+                    "json": json.dumps(record, ensure_ascii=False).encode(),
+                },
+            )
+    return str(folder / "*.tar")

@@ -1,0 +1,73 @@
+"""`vlm evaluate`: rebuild the model from a checkpoint, run a suite, write results and a report."""
+
+from pathlib import Path
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from vlm.cli.errors import user_errors
+from vlm.errors import ConfigError
+from vlm.settings import build, config_dir, register_schemas, resolve
+
+register_schemas()
+
+
+@hydra.main(version_base="1.3", config_path=config_dir(), config_name="evaluate")
+@user_errors
+def main(config: DictConfig) -> None:
+    """Entry point of `vlm evaluate`."""
+    values = resolve(config)
+    from vlm.distributed import process_group
+    from vlm.evaluation import run_suite, write_report, write_results
+    from vlm.inference import Embedder, latest_checkpoint, load, read_config
+
+    checkpoint = latest_checkpoint(values["run"])
+    run_folder = checkpoint.parent.parent
+    suite = values["suite"] or read_config(checkpoint).get("suite")
+    if not suite:
+        raise ConfigError(f"suite is not set, and {run_folder} was trained without one; try suite=zero_shot")
+    evaluators = build(suite["evaluators"], "suite.evaluators")
+    out = Path(values["out"] or run_folder / "evaluation" / checkpoint.name)
+    with process_group() as topology:
+        embedder = Embedder(
+            load(checkpoint, device=_device(values["device"])),
+            topology,
+            batch_size=values["batch_size"],
+            num_workers=values["num_workers"],
+            bf16=values["bf16"],
+            progress=True,
+        )
+        results = run_suite(evaluators, embedder)
+        if not topology.is_main:
+            return
+        write_results(out, results, checkpoint=checkpoint)
+        report = write_report(out, results, checkpoint=checkpoint, metrics_csv=run_folder / "metrics.csv")
+        print(_table(results))
+        print(f"results: {out / 'results.json'}\nreport:  {report}  (open it in a browser)")
+
+
+def _device(name: str) -> str:
+    import torch
+
+    if name != "auto":
+        return name
+    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+
+
+def _table(results: dict[str, Any]) -> str:
+    """One line for each metric: set, name, value, and what guessing gets."""
+    rows = [
+        (name, metric, f"{value:.4f}", f"{result.chance[metric]:.4f}" if metric in result.chance else "")
+        for name, result in results.items()
+        for metric, value in result.metrics.items()
+    ]
+    rows.insert(0, ("set", "metric", "value", "chance"))
+    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    return "\n".join(
+        "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
+    )
+
+
+if __name__ == "__main__":
+    main()

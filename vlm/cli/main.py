@@ -1,0 +1,33 @@
+"""`vlm VERB`: finds the verb and hands over; a verb's imports cost nothing until it is called."""
+
+import importlib
+import sys
+
+VERBS = {
+    "evaluate": "score a run or a checkpoint and write a report",
+    "shards": "make toy shards, index shards",
+    "train": "the same as the command `train`",
+}
+
+HELP = """usage: vlm VERB [key=value ...]
+
+{verbs}
+
+`vlm VERB --help` shows a verb's keys and examples.
+"""
+
+
+def main() -> None:
+    """Entry point of the command `vlm`."""
+    verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
+    if verb in ("-h", "--help"):
+        print(HELP.format(verbs="\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())))
+        return
+    if verb not in VERBS:
+        sys.exit(f"vlm: no verb {verb!r}; there are {', '.join(VERBS)}")
+    sys.argv = [sys.argv[0], *sys.argv[2:]]
+    importlib.import_module(f"vlm.cli.{verb}").main()
+
+
+if __name__ == "__main__":
+    main()

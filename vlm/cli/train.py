@@ -1,0 +1,52 @@
+"""`train`: compose, validate, build, call."""
+
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from vlm.cli.errors import user_errors
+from vlm.settings import build, config_dir, register_schemas, resolve
+
+register_schemas()
+
+
+@hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
+@user_errors
+def main(config: DictConfig) -> None:
+    """Entry point of the command `train`."""
+    values = resolve(config)
+    # Towers and Lightning take seconds to import: `train --help` and a misspelt key should not wait for them.
+    from vlm.models import ModelSpec
+    from vlm.training import Run, train
+
+    folder = train(
+        Run(
+            folder=Path(values["paths"]["runs"]) / values["run"]["name"],
+            resume=values["run"]["resume"],
+            seed=values["run"]["seed"],
+            model=ModelSpec.from_mapping(values["model"], key="model"),
+            evaluators=build((values["suite"] or {}).get("evaluators", {}), "suite.evaluators"),
+            loggers=tuple(build(values["logger"], "logger").values()),
+            config=values,
+            **{
+                name: build(values[name], name)
+                for name in (
+                    "make_data",
+                    "data",
+                    "tokenizer",
+                    "objective",
+                    "optimizer",
+                    "schedule",
+                    "trainer",
+                    "checkpoint",
+                    "evaluation",
+                )
+            },
+        )
+    )
+    print(f"{folder} is trained; score it with: vlm evaluate run={folder}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,173 @@
+"""The batches of one rank, made in loader workers."""
+
+import hashlib
+import logging
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from vlm.data.images import UnreadableImageError
+from vlm.data.order import Order
+from vlm.data.samples import (
+    IMAGE_EXTENSIONS,
+    BrokenSampleError,
+    decode_record,
+    draw_caption,
+    members_of,
+    sample_image,
+)
+from vlm.data.shards import ShardCursor, ShardSet
+from vlm.data.stream import WindowedStream
+from vlm.data.tar import RawSample
+from vlm.data.transforms import Augment, Preprocess
+from vlm.data.workers import Numbered
+from vlm.errors import DataError
+from vlm.types import Batch
+
+logger = logging.getLogger(__name__)
+
+Tokenize = Callable[[Sequence[str]], Int64[Tensor, "n l"]]
+
+# Each worker names this many broken samples; the rest is only counted, in `Batch["substituted"]`.
+_MAX_WARNINGS = 20
+
+
+class Example(NamedTuple):
+    """One row of a batch."""
+
+    key: str
+    image: UInt8[Tensor, "3 h w"]
+    caption: str
+
+
+class Slot(NamedTuple):
+    """One place of the order: the seed of its random draws, and the samples that may fill it."""
+
+    seed: str
+    candidates: Iterator[RawSample]
+
+
+@dataclass(frozen=True, kw_only=True)
+class OrderedSource:
+    """Shards with the order in which training reads them."""
+
+    key: str
+    captions: tuple[str, ...]
+    shards: ShardSet
+    order: Order
+
+
+class SourceReader:
+    """Reads one rank's rows of a source, a batch at a time, in one worker."""
+
+    def __init__(self, source: OrderedSource, *, rank: int, world_size: int) -> None:
+        self.source = source
+        share = source.order.streams_per_group // world_size
+        self._streams_of_rank = range(rank * share, (rank + 1) * share)
+        self._members = members_of(source.captions) | frozenset(IMAGE_EXTENSIONS)
+        self._epoch = -1
+        self._open: dict[tuple[int, int], WindowedStream] = {}
+
+    def slots(self, step: int) -> Iterator[Slot]:
+        """The places of this rank's rows in the batch of a global step."""
+        order = self.source.order
+        epoch, batch = order.locate(step)
+        turn, group = divmod(batch, order.num_groups)
+        first = turn * order.stream_batch
+        for stream in self._streams_of_rank:
+            reading = self._stream(epoch, group, stream, position=first)
+            reading.advance(first, order.stream_batch)
+            start = batch * order.batch_size + stream * order.stream_batch
+            for i in range(order.stream_batch):
+                yield Slot(f"{order.seed}/{epoch}/{start + i}", reading.candidates(first + i))
+
+    def _stream(self, epoch: int, group: int, stream: int, *, position: int) -> WindowedStream:
+        if epoch != self._epoch:
+            for finished in self._open.values():
+                finished.close()
+            self._open.clear()
+            self._epoch = epoch
+        if (group, stream) not in self._open:
+            cursor = ShardCursor(self.source.shards, self._members)
+            self._open[group, stream] = WindowedStream(
+                self.source.order, cursor, epoch=epoch, group=group, stream=stream, position=position
+            )
+        return self._open[group, stream]
+
+
+class TrainBatches(Numbered[Batch]):
+    """This rank's rows of the global batches start … stop − 1."""
+
+    def __init__(
+        self,
+        sources: Sequence[OrderedSource],
+        tokenizer: Tokenize,
+        *,
+        preprocess: Preprocess,
+        augment: Augment | None,
+        start: int,
+        stop: int,
+        rank: int,
+        world_size: int,
+    ) -> None:
+        super().__init__(start, stop)
+        self._sources = tuple(sources)
+        self._tokenizer = tokenizer
+        self._preprocess = preprocess
+        self._augment = augment
+        self._rank = rank
+        self._world_size = world_size
+        self._warnings_left = _MAX_WARNINGS
+
+    def items(self, numbers: range) -> Iterator[Batch]:
+        """Make the batches of these steps."""
+        readers = [SourceReader(s, rank=self._rank, world_size=self._world_size) for s in self._sources]
+        for step in numbers:
+            yield self._batch(step, readers)
+
+    def _batch(self, step: int, readers: Sequence[SourceReader]) -> Batch:
+        rows = [self._fill(slot, reader.source) for reader in readers for slot in reader.slots(step)]
+        examples = [example for example, _ in rows]
+        return Batch(
+            key=[example.key for example in examples],
+            image=torch.stack([example.image for example in examples]),
+            text=self._tokenizer([example.caption for example in examples]),
+            caption_id=torch.tensor([_fingerprint(example.caption) for example in examples]),
+            substituted=torch.tensor([sum(is_substitute for _, is_substitute in rows)]),
+        )
+
+    def _fill(self, slot: Slot, source: OrderedSource) -> tuple[Example, bool]:
+        """The first sample of the slot that is whole, and whether it is a substitute."""
+        broken: list[str] = []
+        for raw in slot.candidates:
+            try:
+                return self._example(raw, source, rng=random.Random(slot.seed)), bool(broken)
+            except (BrokenSampleError, UnreadableImageError) as error:
+                broken.append(f"{raw.name}: {error}")
+                self._warn(broken[-1])
+        raise DataError(
+            f"{source.key}: all {len(broken)} samples of a window are broken, the last is {broken[-1]}; "
+            f"correct {source.key}.captions or the shards, or raise data.shuffle_samples for larger windows"
+        )
+
+    def _example(self, raw: RawSample, source: OrderedSource, *, rng: random.Random) -> Example:
+        caption = draw_caption(decode_record(raw), source.captions, rng=rng)
+        image = sample_image(raw)
+        pixels = self._augment(image, self._preprocess, rng=rng) if self._augment else self._preprocess(image)
+        return Example(raw.name, pixels, caption)
+
+    def _warn(self, message: str) -> None:
+        if self._warnings_left > 0:
+            self._warnings_left -= 1
+            last = "; further ones are counted, not named" if self._warnings_left == 0 else ""
+            logger.warning("another sample takes the place of %s%s", message, last)
+
+
+def _fingerprint(caption: str) -> int:
+    """64 bits of a caption, the same in every process: `hash` is salted."""
+    return int.from_bytes(hashlib.blake2b(caption.encode(), digest_size=8).digest(), "big", signed=True)

@@ -1,0 +1,119 @@
+"""Data sets in their stored order, for evaluation."""
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import torch
+from jaxtyping import Int64, UInt8
+from PIL import Image
+from torch import Tensor
+
+from vlm.data.images import UnreadableImageError
+from vlm.data.samples import IMAGE_EXTENSIONS, BrokenSampleError, decode_record, sample_image
+from vlm.data.shards import ShardCursor, ShardSet
+from vlm.data.tar import RawSample
+from vlm.data.transforms import Preprocess
+from vlm.data.workers import Numbered, NumberedLoader
+from vlm.errors import DataError
+
+
+class EvalBatch(NamedTuple):
+    """Some rows of a data set.
+
+    `images` has a row for each index, or one blank row where there is no index: a rank without rows runs its
+    towers as often as the others.
+    """
+
+    indices: Int64[Tensor, "n"]
+    images: UInt8[Tensor, "m 3 h w"]
+    records: list[dict[str, Any]]
+
+
+class EvalBatches(Numbered[EvalBatch]):
+    """Batch j of a data set for every j ≡ rank modulo the number of ranks."""
+
+    def __init__(
+        self, shards: ShardSet, preprocess: Preprocess, *, batch_size: int, rank: int, world_size: int
+    ) -> None:
+        num_batches = -(-shards.num_samples // batch_size)
+        super().__init__(0, -(-num_batches // world_size))
+        self._shards = shards
+        self._preprocess = preprocess
+        self._batch_size = batch_size
+        self._rank = rank
+        self._world_size = world_size
+
+    def items(self, numbers: range) -> Iterator[EvalBatch]:
+        """Make the batches that are this rank's first, second, …"""
+        cursor = ShardCursor(self._shards, None)
+        for number in numbers:
+            start = (number * self._world_size + self._rank) * self._batch_size
+            yield self._batch(cursor, range(start, min(start + self._batch_size, self._shards.num_samples)))
+        cursor.close()
+
+    def _batch(self, cursor: ShardCursor, rows: range) -> EvalBatch:
+        side = self._preprocess.image_size
+        raw = [cursor.read(*self._shards.locate(row)) for row in rows]
+        images = [self._pixels(sample) for sample in raw] or [torch.zeros(3, side, side, dtype=torch.uint8)]
+        return EvalBatch(
+            torch.tensor(rows, dtype=torch.int64), torch.stack(images), [_record(sample) for sample in raw]
+        )
+
+    def _pixels(self, raw: RawSample) -> UInt8[Tensor, "3 h w"]:
+        try:
+            return self._preprocess(sample_image(raw))
+        except (BrokenSampleError, UnreadableImageError) as error:
+            raise DataError(f"{raw.name} cannot be evaluated: {error}") from error
+
+
+def eval_loader(
+    shards: ShardSet, preprocess: Preprocess, *, batch_size: int, num_workers: int, rank: int, world_size: int
+) -> NumberedLoader[EvalBatch]:
+    """This rank's batches of a data set; every rank gets the same number of them.
+
+    Raises:
+        DataError: while iterating, naming a sample whose image or text cannot be read.
+    """
+    batches = EvalBatches(shards, preprocess, batch_size=batch_size, rank=rank, world_size=world_size)
+    return NumberedLoader(batches, num_workers=num_workers)
+
+
+def read_records(shards: ShardSet) -> Iterator[dict[str, Any]]:
+    """Key and text members of every sample in order; images are not read.
+
+    Raises:
+        DataError: naming a sample whose text cannot be read.
+    """
+    cursor = ShardCursor(shards, _TEXT)
+    for shard, size in enumerate(shards.sizes):
+        for row in range(size):
+            yield _record(cursor.read(shard, row))
+    cursor.close()
+
+
+def read_images(shards: ShardSet, rows: Sequence[int]) -> list[Image.Image]:
+    """The images at some rows of the data set, as they are stored.
+
+    Raises:
+        DataError: naming a sample whose image cannot be read.
+    """
+    cursor = ShardCursor(shards, frozenset(IMAGE_EXTENSIONS))
+    images = {}
+    for row in sorted(set(rows)):
+        raw = cursor.read(*shards.locate(row))
+        try:
+            images[row] = sample_image(raw)
+        except BrokenSampleError as error:
+            raise DataError(f"{raw.name} cannot be shown: {error}") from error
+    cursor.close()
+    return [images[row] for row in rows]
+
+
+_TEXT = frozenset({"txt", "cls", "json"})
+
+
+def _record(raw: RawSample) -> dict[str, Any]:
+    try:
+        return decode_record(raw)
+    except BrokenSampleError as error:
+        raise DataError(f"{raw.name} cannot be evaluated: {error}") from error

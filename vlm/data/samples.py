@@ -1,0 +1,115 @@
+"""From the members of a raw sample to an image, a caption and a record."""
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from typing import Any, TypeVar
+
+from PIL import Image
+
+from vlm.data.images import UnreadableImageError, open_image
+from vlm.data.tar import RawSample
+
+T = TypeVar("T")
+
+IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")
+
+
+class BrokenSampleError(ValueError):
+    """A sample lacks what is asked of it."""
+
+
+def members_of(fields: Sequence[str]) -> frozenset[str]:
+    """The members that hold these fields: `json` for `json.caption_en`."""
+    return frozenset(field.partition(".")[0] for field in fields)
+
+
+def sample_image(raw: RawSample) -> Image.Image:
+    """The sample's image, header read, pixels not yet decoded.
+
+    Raises:
+        BrokenSampleError: there is none, or it is no image.
+    """
+    for extension in IMAGE_EXTENSIONS:
+        if extension in raw.members:
+            try:
+                return open_image(raw.members[extension])
+            except UnreadableImageError as error:
+                raise BrokenSampleError(f"its {extension} is unreadable: {error}") from error
+    raise BrokenSampleError(f"it has no image ({', '.join(IMAGE_EXTENSIONS)})")
+
+
+def decode_record(raw: RawSample) -> dict[str, Any]:
+    """Key and members that are no image: `json` parsed, `cls` an int, other text as stripped strings.
+
+    Raises:
+        BrokenSampleError: the json or the cls cannot be parsed.
+    """
+    record: dict[str, Any] = {"key": raw.key}
+    for extension, data in raw.members.items():
+        if extension in IMAGE_EXTENSIONS:
+            continue
+        try:
+            record[extension] = _decode(extension, data)
+        except UnicodeDecodeError:
+            continue  # arrays and the like, which no record holds
+        except ValueError as error:
+            raise BrokenSampleError(f"its {extension} cannot be parsed: {error}") from error
+    return record
+
+
+def lookup(record: Mapping[str, Any], path: str) -> Any | None:
+    """The value at a dotted path, as `json.concept`; None where there is none."""
+    value: Any = record
+    for name in path.split("."):
+        if not isinstance(value, Mapping) or name not in value:
+            return None
+        value = value[name]
+    return value
+
+
+def record_captions(record: Mapping[str, Any], fields: Sequence[str]) -> list[list[str]]:
+    """The non-empty captions of each field that has any, the fields in their order."""
+    found = [_strings(lookup(record, field)) for field in fields]
+    return [captions for captions in found if captions]
+
+
+def draw_caption(record: Mapping[str, Any], fields: Sequence[str], *, rng: random.Random) -> str:
+    """One caption: each field that has any is equally likely, then each of its captions.
+
+    Raises:
+        BrokenSampleError: no field has a caption.
+    """
+    candidates = record_captions(record, fields)
+    if not candidates:
+        raise BrokenSampleError(f"it has no caption in {', '.join(fields)}")
+    return _draw(_draw(candidates, rng), rng)
+
+
+def field_names(record: Mapping[str, Any]) -> list[str]:
+    """The fields of a record that hold text, as `captions` names them."""
+    names = []
+    for name, value in record.items():
+        if isinstance(value, Mapping):
+            names += [f"{name}.{inner}" for inner in field_names(value)]
+        elif name != "key" and _strings(value):
+            names.append(name)
+    return names
+
+
+def _decode(extension: str, data: bytes) -> Any:
+    text = data.decode("utf-8")
+    if extension == "json":
+        return json.loads(text)
+    return int(text) if extension == "cls" else text.strip()
+
+
+def _strings(value: Any) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    stripped = [item.strip() for item in values if isinstance(item, str)]
+    return [item for item in stripped if item]
+
+
+def _draw(choices: Sequence[T], rng: random.Random) -> T:
+    # random() alone is promised to give the same numbers in every Python release
+    return choices[int(rng.random() * len(choices))]

@@ -1,0 +1,103 @@
+"""Where samples come from: shard patterns and the names of caption fields."""
+
+import glob
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from vlm.data.tar import is_local
+from vlm.errors import ConfigError, DataError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Image-text shards and where their captions stand.
+
+    Args:
+        shards: one pattern or several: paths or URLs with `{00000..00041}`, `{a,b}` or `*`, or `pipe:` and a
+            shell command that writes a tar to its standard output.
+        captions: one field or several, as `txt` or `json.caption_en`; the value is a string or a list of
+            strings. One non-empty field is drawn for each sample, then one of its strings.
+        share: this source's share of every batch; only for entries of `data.mix`.
+    """
+
+    shards: str | Sequence[str]
+    captions: str | Sequence[str]
+    share: float | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "shards", as_strings(self.shards))
+        object.__setattr__(self, "captions", as_strings(self.captions))
+
+
+def as_strings(value: str | Iterable[str]) -> tuple[str, ...]:
+    """One string or several, as a tuple."""
+    return (value,) if isinstance(value, str) else tuple(value)
+
+
+def expand_shards(patterns: str | Sequence[str], *, key: str) -> tuple[str, ...]:
+    """Every shard that the patterns name, in order; `*` in the order of names.
+
+    Args:
+        key: the configuration key of the patterns, for messages.
+
+    Raises:
+        ConfigError: a pattern has unbalanced braces.
+        DataError: a pattern matches nothing, a local file does not exist, or a shard is named twice.
+    """
+    shards = [shard for pattern in as_strings(patterns) for shard in _expand(pattern, key=key)]
+    if not shards:
+        raise DataError(f"{key} is empty; name shards, as in 'path/{{00000..00041}}.tar'")
+    _check_presence(shards, key=key)
+    name, count = Counter(shards).most_common(1)[0]
+    if count > 1:
+        raise DataError(f"{key} names {name!r} {count} times; once is enough (data.mix weighs sources)")
+    return tuple(shards)
+
+
+def _check_presence(shards: Iterable[str], *, key: str) -> None:
+    folders: dict[str, set[str]] = {}
+    missing = []
+    for shard in filter(is_local, shards):
+        folder, name = os.path.split(shard)
+        if folder not in folders:  # one listing for thousands of shards: a stat each is slow on network disks
+            path = Path(folder or ".")
+            folders[folder] = set(os.listdir(path)) if path.is_dir() else set()
+        if name not in folders[folder]:
+            missing.append(shard)
+    if missing:
+        more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
+        raise DataError(
+            f"{key}: {missing[0]!r} does not exist{more}; correct the pattern or write the shards"
+        )
+
+
+def _expand(pattern: str, *, key: str) -> list[str]:
+    from braceexpand import braceexpand
+
+    pattern = pattern.removeprefix("file://")
+    if Path(pattern).is_file():
+        return [pattern]
+    try:
+        names = list(braceexpand(pattern))
+    except ValueError as error:
+        raise ConfigError(f"{key}={pattern!r} has braces that do not match: {error}") from None
+    shards = [shard for name in names for shard in _glob(name)]
+    if not shards:
+        raise DataError(f"{key}={pattern!r} matches no file; correct the path or write the shards first")
+    return shards
+
+
+def _glob(name: str) -> list[str]:
+    if name.startswith("pipe:") or not glob.has_magic(name):
+        return [name]
+    if is_local(name):
+        return sorted(glob.glob(name, recursive=True))
+    if "*" not in name:  # "?" and "[" are ordinary characters of a URL
+        return [name]
+    import fsspec
+
+    file_system, path = fsspec.core.url_to_fs(name)
+    return sorted(file_system.unstrip_protocol(found) for found in file_system.glob(path))

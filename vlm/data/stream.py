@@ -1,0 +1,69 @@
+"""The samples of one stream of one epoch, permuted within windows while they are read."""
+
+from collections.abc import Iterator
+
+from numpy import ndarray
+
+from vlm.data.order import Order
+from vlm.data.shards import ShardCursor
+from vlm.data.tar import RawSample
+
+
+class WindowedStream:
+    """Serves consecutive positions of a stream, reading one window ahead of them.
+
+    It holds the window that is served, whole, since any of its samples may have to stand in for a broken one,
+    and as much of the next as has been served of this one: at most two windows, and no burst of reading where
+    a window ends.
+
+    Args:
+        cursor: of this stream alone.
+        position: the first position that will be asked for.
+    """
+
+    def __init__(
+        self, order: Order, cursor: ShardCursor, *, epoch: int, group: int, stream: int, position: int
+    ) -> None:
+        self._order = order
+        self._cursor = cursor
+        self._place = (epoch, group, stream)
+        self._length = order.stream_length(group)
+        self._held: dict[int, RawSample] = {}
+        self._next_read, _ = order.window_bounds(group=group, position=position)
+        self._places = self._stored_from(self._next_read)
+        self._permutation: tuple[int, ndarray] | None = None
+
+    def advance(self, position: int, count: int) -> None:
+        """Drop windows before `position`, and read what positions up to `position + count` can need."""
+        start, _ = self._order.window_bounds(group=self._place[1], position=position)
+        while (oldest := next(iter(self._held), start)) < start:
+            del self._held[oldest]
+        while self._next_read < min(position + count + self._order.window, self._length):
+            self._held[self._next_read] = self._cursor.read(*next(self._places))
+            self._next_read += 1
+
+    def candidates(self, position: int) -> Iterator[RawSample]:
+        """The sample of a position, then the others of its window that may stand in for it."""
+        epoch, group, stream = self._place
+        start, stop = self._order.window_bounds(group=group, position=position)
+        if self._permutation is None or self._permutation[0] != start:
+            offsets = self._order.window_permutation(
+                epoch=epoch, group=group, stream=stream, position=position
+            )
+            self._permutation = (start, offsets)
+        size = stop - start
+        for turn in range(size):
+            yield self._held[start + int(self._permutation[1][(position - start + turn) % size])]
+
+    def close(self) -> None:
+        """Close the open shard."""
+        self._cursor.close()
+
+    def _stored_from(self, position: int) -> Iterator[tuple[int, int]]:
+        """Shard and row of each sample of the stream, from a position on."""
+        epoch, group, stream = self._place
+        for run in self._order.runs(epoch=epoch, group=group, stream=stream):
+            size = run.stop - run.start
+            for row in range(run.start + min(position, size), run.stop):
+                yield run.shard, row
+            position = max(0, position - size)

@@ -1,0 +1,240 @@
+"""Bytes of a shard, wherever it lives, and the samples in them.
+
+A reader of our own because it is the hot path: the standard library spends more on a tar header than
+Pillow spends on a small image.
+"""
+
+import gzip
+import io
+import tarfile
+from typing import Any, NamedTuple, cast
+
+_BLOCK = 512
+_BUFFER = 1 << 18
+
+
+class RawSample(NamedTuple):
+    """The undecoded members of one sample by their extension in lower case."""
+
+    shard: str
+    key: str
+    members: dict[str, bytes]
+
+    @property
+    def name(self) -> str:
+        """Shard and member, for messages."""
+        return f"{self.shard}/{self.key}"
+
+
+class _Member(NamedTuple):
+    start: int
+    key: str
+    extension: str
+    size: int
+
+
+class _Forward(io.RawIOBase):
+    """Makes a readable thing without positions (a subprocess, a reply without ranges) a raw stream."""
+
+    def __init__(self, source: Any) -> None:
+        super().__init__()
+        self._source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        data = self._source.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        if not self.closed:
+            self._source.close()
+        super().close()
+
+
+class _Gunzip(gzip.GzipFile):
+    """A gzip stream that closes the file under it."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
+        super().__init__(fileobj=file, mode="rb")
+        self._file = file
+
+    def close(self) -> None:
+        super().close()
+        self._file.close()
+
+
+def is_local(url: str) -> bool:
+    """Whether a shard is a path of this machine."""
+    return "://" not in url and not url.startswith("pipe:")
+
+
+def open_shard(url: str) -> io.BufferedReader:
+    """The bytes of a tar, unzipped if need be: a path, a URL that fsspec knows, or `pipe:command`."""
+    file = _open_bytes(url)
+    if file.peek(2)[:2] == b"\x1f\x8b":
+        return io.BufferedReader(cast(io.RawIOBase, _Gunzip(file)), _BUFFER)
+    return file
+
+
+def is_compressed(file: io.BufferedReader) -> bool:
+    """Whether `open_shard` put a decompressor in between, so that offsets into the file mean nothing."""
+    return isinstance(file.raw, _Gunzip)
+
+
+def _open_bytes(url: str) -> io.BufferedReader:
+    if is_local(url):
+        return io.BufferedReader(io.FileIO(url), _BUFFER)
+    if url.startswith("pipe:"):
+        from webdataset.gopen import gopen
+
+        return io.BufferedReader(_Forward(gopen(url, "rb")), _BUFFER)
+    import fsspec
+
+    file = fsspec.open(url, "rb").open()
+    return io.BufferedReader(file if _can_seek(file) else _Forward(file), _BUFFER)
+
+
+def _can_seek(file: Any) -> bool:
+    # A reply of a server without ranges says that it is seekable, and refuses to seek.
+    try:
+        file.seek(1)
+        file.seek(0)
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class TarReader:
+    """Reads the samples of one tar one after another.
+
+    A sample is a run of adjacent files whose paths agree up to the first dot of the base name; what has no
+    such dot, is hidden or is no regular file belongs to no sample.
+
+    Args:
+        file: a tar's bytes from their beginning; closed with the reader.
+        url: for messages.
+        members: extensions to keep, the bytes of others are skipped; None keeps all.
+    """
+
+    def __init__(self, file: io.BufferedReader, *, url: str, members: frozenset[str] | None) -> None:
+        self._file = file
+        self._url = url
+        self._members = members
+        self._seekable = file.seekable()
+        self._offset = 0
+        self._next = self._read_member()
+
+    @property
+    def sample_offset(self) -> int:
+        """Where the next sample begins; after the last one, where the archive ends."""
+        return self._next.start if self._next else self._offset
+
+    def close(self) -> None:
+        """Close the file under the reader."""
+        self._file.close()
+
+    def read(self) -> RawSample | None:
+        """The next sample, or None at the end."""
+        return self._read_sample(self._members)
+
+    def skip(self, count: int) -> None:
+        """Pass over the next samples without keeping their bytes."""
+        for _ in range(count):
+            self._read_sample(frozenset())
+
+    def seek(self, offset: int) -> None:
+        """Go on at the sample that begins at byte `offset`, which lies ahead."""
+        self._pass_over(offset - self._offset)
+        self._next = self._read_member()
+
+    def _read_sample(self, members: frozenset[str] | None) -> RawSample | None:
+        member = self._next
+        if member is None:
+            return None
+        sample = RawSample(self._url, member.key, {})
+        while member is not None and member.key == sample.key:
+            padding = -member.size % _BLOCK
+            if members is None or member.extension in members:
+                sample.members[member.extension] = self._take(member.size)
+                self._pass_over(padding)
+            else:
+                self._pass_over(member.size + padding)
+            member = self._read_member()
+        self._next = member
+        return sample
+
+    def _read_member(self) -> _Member | None:
+        """Read headers up to the next file of a sample and stop at its bytes."""
+        start, long_name = self._offset, None
+        while header := self._read_header():
+            kind, name, size = header
+            if kind in b"Lx":
+                long_name = self._read_long_name(kind, size) or long_name
+                continue
+            parts = _split_name(long_name or name) if kind in b"0\0" else None
+            if parts is not None:
+                return _Member(start, *parts, size)
+            self._pass_over(size + -size % _BLOCK)
+            start, long_name = self._offset, None
+        return None
+
+    def _read_header(self) -> tuple[bytes, str, int] | None:
+        """Type, name and size of the next header, or None at the end of the archive."""
+        header = self._file.read(_BLOCK)
+        if not header.rstrip(b"\0"):
+            return None
+        checksum = b"%o" % (sum(header) - sum(header[148:156]) + 8 * ord(" "))
+        if len(header) < _BLOCK or header[148:156].strip(b" \0").lstrip(b"0") != checksum:
+            raise ValueError(f"no tar header at byte {self._offset}")
+        self._offset += _BLOCK
+        name = header[:100].partition(b"\0")[0]
+        if header[257:263] == b"ustar\0" and header[345]:
+            name = header[345:500].partition(b"\0")[0] + b"/" + name
+        return header[156:157], _text(name), tarfile.nti(header[124:136])  # type: ignore[attr-defined]
+
+    def _read_long_name(self, kind: bytes, size: int) -> str | None:
+        data = self._take(size)
+        self._pass_over(-size % _BLOCK)
+        return _text(data.rstrip(b"\0")) if kind == b"L" else _pax_path(data)
+
+    def _take(self, size: int) -> bytes:
+        data = self._file.read(size)
+        if len(data) < size:
+            raise ValueError(f"the file ends at byte {self._offset + len(data)}, within a member")
+        self._offset += size
+        return data
+
+    def _pass_over(self, size: int) -> None:
+        self._offset += size
+        if self._seekable:
+            self._file.seek(size, io.SEEK_CUR)
+            return
+        while size > 0 and (data := self._file.read(min(size, _BUFFER))):
+            size -= len(data)
+
+
+def _text(name: bytes) -> str:
+    return name.decode("utf-8", "surrogateescape")
+
+
+def _split_name(path: str) -> tuple[str, str] | None:
+    """Sample key and lower-case extension, parted at the first dot of the base name."""
+    base = path[path.rfind("/") + 1 :]
+    stem, _, extension = base.partition(".")
+    if not stem or not extension:
+        return None
+    return path[: len(path) - len(extension) - 1], extension.lower()
+
+
+def _pax_path(data: bytes) -> str | None:
+    """The `path` record of a pax header, whose records read "length key=value\\n"."""
+    while data:
+        length = int(data.partition(b" ")[0])
+        field, _, value = data[:length].partition(b" ")[2].partition(b"=")
+        if field == b"path":
+            return _text(value.rstrip(b"\n"))
+        data = data[length:]
+    return None

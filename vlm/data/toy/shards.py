@@ -1,0 +1,238 @@
+"""The toy data set on disk: training shards, three evaluation sets, classes and templates."""
+
+import io
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from random import Random
+from typing import Any
+
+from tqdm import tqdm
+
+from vlm.data.toy.captions import (
+    CLASS_TEMPLATES,
+    LANGUAGES,
+    Language,
+    Statement,
+    class_name,
+    replaced,
+    swapped,
+    true_statement,
+    wordings,
+)
+from vlm.data.toy.drawing import draw_scene
+from vlm.data.toy.scenes import (
+    ATTRIBUTES,
+    HELD_OUT_KINDS,
+    KINDS,
+    SEEN_KINDS,
+    Kind,
+    Scene,
+    choice_scene,
+    single_scene,
+    training_scene,
+)
+from vlm.data.writer import ShardWriter
+from vlm.errors import DataError
+
+_FORMAT = 1
+_SCENE_SHARES = (0.4, 0.4, 0.2)
+"""Training images with one, two and three things."""
+_SHARD_SAMPLES = 1000
+
+Fields = dict[str, Any]
+Sampler = Callable[[int, Random], tuple[Scene, Fields]]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ToySettings:
+    """What the bytes of the data set depend on; stored beside them as `toy.json`."""
+
+    num_train: int
+    num_test: int
+    num_held_out: int
+    num_choice: int
+    image_size: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("num_train", "num_test", "num_held_out", "num_choice"):
+            if getattr(self, name) < 1:
+                raise DataError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.image_size < 16:
+            raise DataError(f"image_size={self.image_size} is too small to show a texture; use 16 or more")
+
+
+def write_toy(
+    out: Path,
+    *,
+    num_train: int,
+    num_test: int,
+    num_held_out: int,
+    num_choice: int,
+    image_size: int,
+    seed: int,
+    progress: bool,
+) -> None:
+    """Write the toy data set, whole or not at all; return at once where the same already lies.
+
+    `train` has scenes of one to three things of seen kinds. `test` (seen kinds) and `held_out` (kinds that
+    no training image has) show one thing each, to be classified among all kinds in `classes.json`. `choice`
+    shows two things, with captions that lie: `replaced_<language>`, `swapped_<language>` of the json member.
+
+    Sample i of a set depends on `seed` and i alone, not on the number of samples.
+
+    Args:
+        image_size: edge in pixels.
+
+    Raises:
+        DataError: when the folder holds something else, or the same with other settings.
+    """
+    settings = ToySettings(
+        num_train=num_train,
+        num_test=num_test,
+        num_held_out=num_held_out,
+        num_choice=num_choice,
+        image_size=image_size,
+        seed=seed,
+    )
+    if _is_written(out, settings):
+        return
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        folder = Path(temporary, "toy")
+        _write_all(folder, settings, progress=progress)
+        try:
+            os.replace(folder, out)
+        except OSError:  # another process was faster
+            if not _is_written(out, settings):
+                raise
+
+
+def _is_written(out: Path, settings: ToySettings) -> bool:
+    """Whether these settings' data lie there; False for a missing or empty folder."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return False
+    record = out / "toy.json"
+    if not record.is_file():
+        raise DataError(f"{out} is not empty and has no toy.json; name another folder with out=…")
+    found = json.loads(record.read_text("utf-8"))
+    wanted = _record(settings)
+    differing = [
+        f"{key}={found.get(key)} (asked: {wanted[key]})" for key in wanted if found.get(key) != wanted[key]
+    ]
+    if differing:
+        raise DataError(
+            f"{out} holds toy scenes made with {', '.join(differing)}; name another folder or remove it"
+        )
+    return True
+
+
+def _record(settings: ToySettings) -> dict[str, int]:
+    return {"format": _FORMAT, **asdict(settings)}
+
+
+def _write_all(folder: Path, settings: ToySettings, *, progress: bool) -> None:
+    samplers: Mapping[str, tuple[int, Sampler]] = {
+        "train": (settings.num_train, _training_sample),
+        "test": (settings.num_test, partial(_class_sample, kinds=SEEN_KINDS)),
+        "held_out": (settings.num_held_out, partial(_class_sample, kinds=HELD_OUT_KINDS)),
+        "choice": (settings.num_choice, _choice_sample),
+    }
+    total = sum(count for count, _ in samplers.values())
+    with tqdm(total=total, desc="drawing toy scenes", unit="image", disable=not progress) as bar:
+        for name, (count, sampler) in samplers.items():
+            with ShardWriter(folder / name, prefix="", max_samples=_SHARD_SAMPLES) as writer:
+                for key, members in _samples(name, count, sampler, settings):
+                    writer.write(key, members)
+                    bar.update()
+    _write_json(folder / "classes.json", _classes())
+    for language in LANGUAGES:
+        templates = "\n".join(CLASS_TEMPLATES[language]) + "\n"
+        (folder / f"templates_{language}.txt").write_text(templates, "utf-8")
+    _write_json(folder / "toy.json", _record(settings))
+
+
+def _write_json(path: Path, value: object) -> None:
+    path.write_text(json.dumps(value, ensure_ascii=False, indent=1) + "\n", "utf-8")
+
+
+def _classes() -> list[Fields]:
+    return [
+        {"id": i, "en": class_name(kind, "en"), "zh": class_name(kind, "zh"), "held_out": kind.held_out}
+        for i, kind in enumerate(KINDS)
+    ]
+
+
+def _samples(
+    name: str, count: int, sampler: Sampler, settings: ToySettings
+) -> Iterator[tuple[str, dict[str, bytes]]]:
+    for i in range(count):
+        # Random hashes a string seed with SHA-512: the same on every machine, unlike hash().
+        rng = Random(f"{settings.seed}/{name}/{i}")
+        scene, fields = sampler(i, rng)
+        picture = io.BytesIO()
+        draw_scene(scene, image_size=settings.image_size, rng=rng).save(picture, "png")
+        yield f"{name}_{i:06d}", _members(scene, fields, picture.getvalue())
+
+
+def _members(scene: Scene, fields: Fields, picture: bytes) -> dict[str, bytes]:
+    members = {"png": picture, "txt": fields["caption_en"].encode()}
+    if len(scene.things) == 1:
+        kind = scene.things[0].kind
+        class_id = KINDS.index(kind)
+        fields = {"class": class_name(kind, "en"), "class_id": class_id, **fields}
+        members["cls"] = str(class_id).encode()
+    fields = {**fields, "objects": _objects(scene), "relations": list(scene.relations)}
+    members["json"] = json.dumps(fields, ensure_ascii=False).encode()
+    return members
+
+
+def _objects(scene: Scene) -> list[Fields]:
+    return [
+        {
+            **{attribute: thing.value(attribute) for attribute in ATTRIBUTES},
+            "centre": [round(coordinate, 3) for coordinate in centre],
+        }
+        for thing, centre in zip(scene.things, scene.centres, strict=True)
+    ]
+
+
+def _true_captions(scene: Scene, rng: Random) -> Fields:
+    """A true caption in each language, with or without sizes."""
+    statement = true_statement(scene, sizes=rng.random() < 0.5)
+    return {f"caption_{language}": rng.choice(wordings(statement, language)) for language in LANGUAGES}
+
+
+def _training_sample(_: int, rng: Random) -> tuple[Scene, Fields]:
+    scene = training_scene(rng, shares=_SCENE_SHARES)
+    return scene, _true_captions(scene, rng)
+
+
+def _class_sample(i: int, rng: Random, *, kinds: tuple[Kind, ...]) -> tuple[Scene, Fields]:
+    scene = single_scene(kinds[i % len(kinds)], rng)
+    return scene, _true_captions(scene, rng)
+
+
+def _choice_sample(_: int, rng: Random) -> tuple[Scene, Fields]:
+    """A scene, a true caption, and lies in the same wording, one for each attribute that allows it."""
+    scene = choice_scene(rng)
+    truth = true_statement(scene, sizes=True)
+    replacements = {attribute: replaced(truth, attribute, rng) for attribute in ATTRIBUTES}
+    swaps = {attribute: swapped(truth, attribute) for attribute in (*ATTRIBUTES, "relation")}
+    possible = {attribute: swap for attribute, swap in swaps.items() if swap is not None}
+    fields: Fields = {"replaced": list(replacements), "swapped": list(possible)}
+    for language in LANGUAGES:
+        wording = rng.randrange(len(wordings(truth, language)))
+        fields[f"caption_{language}"] = wordings(truth, language)[wording]
+        fields[f"replaced_{language}"] = _worded(replacements, language, wording)
+        fields[f"swapped_{language}"] = _worded(possible, language, wording)
+    return scene, fields
+
+
+def _worded(statements: Mapping[str, Statement], language: Language, wording: int) -> list[str]:
+    return [wordings(statement, language)[wording] for statement in statements.values()]

@@ -1,0 +1,251 @@
+"""Training data as the configuration describes it, checked before anything is read."""
+
+import math
+import zlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+from vlm.data.loader import OrderedSource, Tokenize, TrainBatches
+from vlm.data.order import Order
+from vlm.data.samples import (
+    IMAGE_EXTENSIONS,
+    BrokenSampleError,
+    decode_record,
+    field_names,
+    members_of,
+    record_captions,
+)
+from vlm.data.shards import ShardCursor, ShardSet, open_shards
+from vlm.data.sources import Source
+from vlm.data.transforms import Augment, Preprocess
+from vlm.data.workers import NumberedLoader
+from vlm.errors import ConfigError, DataError
+from vlm.types import Batch
+
+# How many samples of a source are looked at for captions before training.
+_PEEK = 16
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainData:
+    """What to train on, and in which order.
+
+    Args:
+        train: the main source; an epoch is an epoch of it.
+        mix: further sources by name, each with its `share` of every batch; `train` has the rest.
+        augment: None cuts every image as `preprocess` does.
+        global_batch_size: samples of all ranks in one batch.
+        stream_groups: G; batch b is read from group b mod G, so a loader worker serves whole groups.
+        streams_per_group: P; a rank reads its slice of the streams of every group.
+        shuffle_samples: undecoded samples that all ranks and workers hold together to permute them.
+        num_workers: loader processes of each rank; 0 loads in the training process.
+
+    Raises:
+        ConfigError: a number is out of range or does not divide as the order needs.
+    """
+
+    train: Source
+    mix: Mapping[str, Source]
+    preprocess: Preprocess
+    augment: Augment | None
+    global_batch_size: int
+    stream_groups: int
+    streams_per_group: int
+    shuffle_samples: int
+    num_workers: int
+    seed: int
+
+    def __post_init__(self) -> None:
+        for name in ("global_batch_size", "stream_groups", "streams_per_group", "shuffle_samples"):
+            _check_at_least(1, name, getattr(self, name))
+        for name in ("num_workers", "seed"):
+            _check_at_least(0, name, getattr(self, name))
+        if self.num_workers and self.stream_groups % self.num_workers:
+            raise ConfigError(
+                f"data.num_workers={self.num_workers} does not divide data.stream_groups="
+                f"{self.stream_groups}; use {_alternatives([0, *_divisors(self.stream_groups)])}"
+            )
+        if self.global_batch_size % self.streams_per_group:
+            raise ConfigError(
+                f"data.streams_per_group={self.streams_per_group} does not divide data.global_batch_size="
+                f"{self.global_batch_size}; use {_alternatives(_divisors(self.global_batch_size))}"
+            )
+        self._check_shares()
+
+    def check_world_size(self, world_size: int) -> None:
+        """Check that every rank gets the same number of streams.
+
+        Raises:
+            ConfigError: it does not divide.
+        """
+        if self.streams_per_group % world_size:
+            raise ConfigError(
+                f"{world_size} ranks do not divide data.streams_per_group={self.streams_per_group}; run "
+                f"{_alternatives(_divisors(self.streams_per_group))} ranks, or set data.streams_per_group to "
+                f"a multiple of {world_size} that divides data.global_batch_size={self.global_batch_size}"
+            )
+
+    def open(self) -> "TrainSet":
+        """Find the shards, count their samples (the counts are kept) and look at the first captions.
+
+        Every rank may call this at the same time.
+
+        Raises:
+            DataError: shards are missing or unreadable, have no captions, or too few samples for one batch.
+        """
+        rest = self.global_batch_size
+        sources = []
+        for name, source in self.mix.items():
+            batch_size = round((source.share or 0) * self.global_batch_size)
+            rest -= batch_size
+            sources.append(self._open_source(source, key=f"data.mix.{name}", batch_size=batch_size))
+        return TrainSet(self, (self._open_source(self.train, key="data.train", batch_size=rest), *sources))
+
+    def _open_source(self, source: Source, *, key: str, batch_size: int) -> OrderedSource:
+        shards = open_shards(source.shards, key=f"{key}.shards")
+        if shards.num_samples < batch_size:
+            raise DataError(
+                f"{key}.shards hold {shards.num_samples} samples, fewer than the {batch_size} of them in "
+                f"each batch (data.global_batch_size={self.global_batch_size}); lower it or add shards"
+            )
+        captions = tuple(source.captions)
+        _check_captions(shards, captions, key=key)
+        held = self.shuffle_samples * batch_size // self.global_batch_size
+        order = Order(
+            shard_sizes=shards.sizes,
+            batch_size=batch_size,
+            num_groups=self.stream_groups,
+            streams_per_group=self.streams_per_group,
+            window=max(1, held // (self.stream_groups * self.streams_per_group)),
+            seed=(self.seed, zlib.crc32(key.encode())),
+        )
+        return OrderedSource(key=key, captions=captions, shards=shards, order=order)
+
+    def _check_shares(self) -> None:
+        if self.train.share is not None:
+            raise ConfigError("data.train.share must be null: it has what the sources of data.mix leave")
+        for name, source in self.mix.items():
+            _check_share(
+                source.share,
+                key=f"data.mix.{name}.share",
+                batch_size=self.global_batch_size,
+                multiple=self.streams_per_group,
+            )
+        total = sum(source.share or 0 for source in self.mix.values())
+        if total > 1 - 0.5 / self.global_batch_size:
+            raise ConfigError(f"the shares of data.mix add up to {total:g} and leave nothing for data.train")
+
+
+class TrainSet:
+    """Training data whose shards are found and counted."""
+
+    def __init__(self, data: TrainData, sources: tuple[OrderedSource, ...]) -> None:
+        self._data = data
+        self._sources = sources
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of `data.train`."""
+        return self._sources[0].order.num_samples
+
+    @property
+    def batches_per_epoch(self) -> int:
+        """Batches in an epoch of `data.train`; the other sources have epochs of their own."""
+        return self._sources[0].order.batches_per_epoch
+
+    def loader(
+        self, tokenizer: Tokenize, *, start_step: int, stop_step: int, rank: int, world_size: int
+    ) -> NumberedLoader[Batch]:
+        """This rank's rows of the batches of global steps start_step … stop_step − 1.
+
+        Args:
+            tokenizer: captions to token ids; called once a batch, in the worker.
+
+        Raises:
+            ConfigError: the ranks do not divide the streams.
+        """
+        self._data.check_world_size(world_size)
+        batches = TrainBatches(
+            self._sources,
+            tokenizer,
+            preprocess=self._data.preprocess,
+            augment=self._data.augment,
+            start=start_step,
+            stop=stop_step,
+            rank=rank,
+            world_size=world_size,
+        )
+        return NumberedLoader(batches, num_workers=self._data.num_workers)
+
+    def captions(self, limit: int | None = None) -> Iterator[str]:
+        """Every caption, in stored order, without reading images.
+
+        Args:
+            limit: roughly how many, of each source by its share of a batch.
+        """
+        for source in self._sources:
+            share = source.order.batch_size / self._data.global_batch_size
+            yield from islice(_stored_captions(source), None if limit is None else math.ceil(limit * share))
+
+
+def _stored_captions(source: OrderedSource) -> Iterator[str]:
+    cursor = ShardCursor(source.shards, members_of(source.captions))
+    for shard, size in enumerate(source.shards.sizes):
+        for row in range(size):
+            try:
+                record = decode_record(cursor.read(shard, row))
+            except BrokenSampleError:
+                continue  # training counts and names it
+            for captions in record_captions(record, source.captions):
+                yield from captions
+    cursor.close()
+
+
+def _check_captions(shards: ShardSet, fields: tuple[str, ...], *, key: str) -> None:
+    """Look at the first samples: a wrong field name should not wait for the first batch."""
+    cursor = ShardCursor(shards, None)
+    seen: dict[str, None] = {}
+    for sample in range(min(_PEEK, shards.num_samples)):
+        raw = cursor.read(*shards.locate(sample))
+        try:
+            record = decode_record(raw)
+        except BrokenSampleError:
+            continue
+        has_image = any(extension in raw.members for extension in IMAGE_EXTENSIONS)
+        if has_image and record_captions(record, fields):
+            cursor.close()
+            return
+        seen |= dict.fromkeys([*(name for name in raw.members if name not in record), *field_names(record)])
+    cursor.close()
+    raise DataError(
+        f"{key}.captions={list(fields)} and an image ({', '.join(IMAGE_EXTENSIONS)}) are in none of the "
+        f"first samples of {shards.urls[0]}; they have: {', '.join(seen) or 'nothing readable'}"
+    )
+
+
+def _check_at_least(least: int, name: str, value: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, int) or value < least:
+        raise ConfigError(f"data.{name}={value!r} must be a whole number of at least {least}")
+
+
+def _check_share(share: float | None, *, key: str, batch_size: int, multiple: int) -> None:
+    if share is None or not 0 < share < 1:
+        raise ConfigError(f"{key}={share} must be a share of every batch between 0 and 1")
+    samples = share * batch_size
+    if abs(samples - round(samples)) > 1e-6 * batch_size or round(samples) % multiple:
+        works = [f"{m / batch_size:g}" for m in range(multiple, batch_size, multiple)]
+        examples = works if len(works) <= 8 else sorted(works, key=lambda v: abs(float(v) - share))[:2]
+        raise ConfigError(
+            f"{key}={share:g} of data.global_batch_size={batch_size} is {samples:g} samples, which is no "
+            f"multiple of data.streams_per_group={multiple}; use e.g. {_alternatives(examples)}"
+        )
+
+
+def _divisors(value: int) -> list[int]:
+    return [divisor for divisor in range(1, value + 1) if value % divisor == 0]
+
+
+def _alternatives(values: list[int] | list[str]) -> str:
+    names = [str(value) for value in values]
+    return " or ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

@@ -1,0 +1,116 @@
+"""Curves of a run as inline SVG."""
+
+import csv
+import math
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from markupsafe import Markup
+
+SHOWN = re.compile(r"train/.+|time/samples_per_s|eval/[^/]+/(acc1|(image|text)_retrieval_recall@1|\w+_acc)")
+MAX_POINTS = 240
+WIDTH, HEIGHT = 320, 170
+LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22
+
+Point = tuple[float, float]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Curve:
+    """One logged value over the steps of a run."""
+
+    name: str
+    points: list[Point]
+
+    @property
+    def last(self) -> float:
+        """The value logged last."""
+        return self.points[-1][1]
+
+
+def read_curves(metrics_csv: Path) -> list[Curve]:
+    """The curves worth drawing from a table with a column `step`; empty cells and single points left out."""
+    points: dict[str, list[Point]] = {}
+    with metrics_csv.open(newline="", encoding="utf-8") as file:
+        for row in csv.DictReader(file):
+            for name, cell in row.items():
+                if cell and SHOWN.fullmatch(name) and math.isfinite(value := float(cell)):
+                    points.setdefault(name, []).append((float(row["step"]), value))
+    terms = [name for name in points if name.startswith("train/loss/")]
+    if len(terms) == 1:
+        del points[terms[0]]  # the loss itself
+    return [Curve(name=name, points=found) for name, found in points.items() if len(found) > 1]
+
+
+def draw(curve: Curve) -> Markup:
+    """An SVG that scales with its column and takes its colours from the page."""
+    points = _thinned(curve.points)
+    x_ticks = ticks(curve.points[0][0], curve.points[-1][0], wanted=4)
+    values = [value for _, value in points]
+    y_ticks = ticks(min(values), max(values), wanted=4)
+    x_span = (curve.points[0][0], curve.points[-1][0])
+    y_span = (min(y_ticks[0], *values), max(y_ticks[-1], *values))
+
+    def place(x: float, y: float) -> tuple[str, str]:
+        across = _share(x, x_span) * (WIDTH - LEFT - RIGHT) + LEFT
+        down = (1 - _share(y, y_span)) * (HEIGHT - TOP - BOTTOM) + TOP
+        return f"{across:.1f}", f"{down:.1f}"
+
+    parts = [_grid_line(place(x_span[0], y)[1], number(y)) for y in y_ticks]
+    parts += [_x_label(place(x, y_span[0])[0], number(x)) for x in x_ticks]
+    line = " ".join(",".join(place(x, y)) for x, y in points)
+    parts.append(f'<polyline class="curve" points="{line}"/>')
+    label = Markup.escape(
+        f"{curve.name}: {number(curve.points[0][1])} at step {number(x_span[0])}, "
+        f"{number(curve.last)} at step {number(x_span[1])}"
+    )
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    )
+
+
+def ticks(low: float, high: float, *, wanted: int) -> list[float]:
+    """Round numbers within [low, high], about `wanted` of them: steps of 1, 2 or 5 times a power of ten."""
+    if not high > low:
+        return [low]
+    rough = (high - low) / wanted
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [count * step for count in range(first, last + 1)]
+
+
+def number(value: float) -> str:
+    """Four significant digits, thousands apart, no needless zeros."""
+    if value != 0 and not 1e-3 <= abs(value) < 1e7:
+        return f"{value:.2g}"
+    digits = max(0, 3 - math.floor(math.log10(abs(value)))) if value else 0
+    text = f"{value:,.{digits}f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text
+
+
+def _thinned(points: Sequence[Point]) -> list[Point]:
+    """At most MAX_POINTS, each the mean of its neighbours."""
+    size = math.ceil(len(points) / MAX_POINTS)
+    groups = [points[start : start + size] for start in range(0, len(points), size)]
+    return [
+        (sum(x for x, _ in group) / len(group), sum(y for _, y in group) / len(group)) for group in groups
+    ]
+
+
+def _share(value: float, span: tuple[float, float]) -> float:
+    low, high = span
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _grid_line(y: str, label: str) -> str:
+    return (
+        f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y}" y2="{y}"/>'
+        f'<text x="{LEFT - 6}" y="{y}" dy="0.32em" text-anchor="end">{label}</text>'
+    )
+
+
+def _x_label(x: str, label: str) -> str:
+    return f'<text x="{x}" y="{HEIGHT - 6}" text-anchor="middle">{label}</text>'

@@ -1,0 +1,82 @@
+"""Where the names of classes come from, and the label that each name stands for."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from vlm.data import open_shards, read_records
+from vlm.errors import ConfigError, DataError
+from vlm.evaluation.fields import Label, captions_of, label_of
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ClassNames:
+    """Names and, row by row, the labels they stand for; a label may have several names."""
+
+    names: list[str]
+    labels: list[Label]
+
+
+class ClassSource(Protocol):
+    """Something that class names can be read from."""
+
+    def read(self) -> ClassNames: ...
+
+
+@dataclass(frozen=True)
+class ClassesFromText:
+    """A text file with one name a line; the label of a name is its line, counted from 0."""
+
+    path: str
+
+    def read(self) -> ClassNames:
+        """Raises `ConfigError` where there is no such file."""
+        names = _existing(self.path).read_text(encoding="utf-8").splitlines()
+        return ClassNames(names=names, labels=list(range(len(names))))
+
+
+@dataclass(frozen=True)
+class ClassesFromJson:
+    """A json list of objects, with the keys that hold the name and the label."""
+
+    path: str
+    name: str
+    label: str
+
+    def read(self) -> ClassNames:
+        """Raises `ConfigError` where there is no such file, `DataError` where an entry lacks a key."""
+        entries: list[dict[str, Any]] = json.loads(_existing(self.path).read_text(encoding="utf-8"))
+        for number, entry in enumerate(entries):
+            for key in (self.name, self.label):
+                if key not in entry:
+                    raise DataError(f"{self.path}: entry {number} has no {key!r} (it has {sorted(entry)})")
+        return ClassNames(
+            names=[entry[self.name] for entry in entries], labels=[entry[self.label] for entry in entries]
+        )
+
+
+@dataclass(frozen=True)
+class ClassesFromShards:
+    """The distinct captions of shards, each with the label of the samples that carry it."""
+
+    shards: str | Sequence[str]
+    name: str
+    label: str
+
+    def read(self) -> ClassNames:
+        """Raises `DataError` where a sample lacks the label, or none has a name."""
+        pairs: dict[tuple[str, Label], None] = {}
+        for record in read_records(open_shards(self.shards, key="classes.shards")):
+            label = label_of(record, self.label)
+            pairs.update(((name, label), None) for name in captions_of(record, self.name))
+        if not pairs:
+            raise DataError(f"classes.name={self.name}: no sample of {self.shards} has such a caption")
+        return ClassNames(names=[name for name, _ in pairs], labels=[label for _, label in pairs])
+
+
+def _existing(path: str) -> Path:
+    if not Path(path).is_file():
+        raise ConfigError(f"classes.path={path}: no such file")
+    return Path(path)

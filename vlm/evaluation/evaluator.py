@@ -1,0 +1,43 @@
+"""What an evaluation is, and how a suite of them is run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from vlm.inference import Embedder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Result:
+    """Numbers of one evaluation, and what a report shows of it."""
+
+    task: str
+    """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval` or
+    `image_caption_selection`."""
+    metrics: dict[str, float]
+    chance: dict[str, float]
+    """What guessing gets, for the metrics where that is known."""
+    num_samples: int
+    details: dict[str, Any]
+    """Examples for the report, as plain data. A picture is its position in the data set `details["shards"]`;
+    `details["pictures"]` lists all that are used."""
+
+
+class Evaluator(Protocol):
+    """One evaluation of a model; its name is its key in `suite.evaluators`.
+
+    It runs on every rank and returns the same on every rank.
+    """
+
+    def __call__(self, embedder: Embedder) -> Result: ...
+
+
+def run_suite(evaluators: Mapping[str, Evaluator], embedder: Embedder) -> dict[str, Result]:
+    """Run every evaluator, in the order given, on every rank."""
+    return {name: evaluator(embedder) for name, evaluator in evaluators.items()}
+
+
+def spread(count: int, *, wanted: int) -> list[int]:
+    """At most `wanted` of the positions 0..count-1, evenly spaced: examples that do not depend on chance."""
+    wanted = min(wanted, count)
+    return [position * count // wanted for position in range(wanted)]

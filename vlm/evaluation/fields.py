@@ -1,0 +1,25 @@
+"""What an evaluation reads from the record of a sample."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from vlm.data import lookup, record_captions
+from vlm.errors import DataError
+
+Label = int | str
+
+
+def label_of(record: Mapping[str, Any], field: str) -> Label:
+    """The label of a sample. Raises `DataError` where the field is absent or holds no number or text."""
+    value = lookup(record, field)
+    if not isinstance(value, int | str):
+        raise DataError(
+            f"sample {record['key']} has {field}={value!r}; expected a number or a text as its label"
+        )
+    return value
+
+
+def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
+    """Every caption in a field: a text, a text with one caption a line, or a list of texts."""
+    texts = [text for captions in record_captions(record, [field]) for text in captions]
+    return [line.strip() for text in texts for line in text.splitlines() if line.strip()]

@@ -1,0 +1,138 @@
+"""One HTML page about an evaluated checkpoint, complete in itself: no script, no network."""
+
+import base64
+import io
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, StrictUndefined
+from PIL import Image
+
+from vlm.data import Preprocess, open_shards, read_images
+from vlm.evaluation import charts
+from vlm.evaluation.evaluator import Result
+from vlm.inference import Description, read_description, read_weights
+
+PICTURE_SIZE = 128
+CJK = re.compile("[\u3400-\u9fff]")
+LABELS = {
+    "acc1": "top-1",
+    "acc5": "top-5",
+    "mean_per_class_recall": "mean per class",
+}
+"""Column titles; a metric that is not here is shown by its own name."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Part:
+    """An evaluation as the page shows it."""
+
+    name: str
+    result: Result
+    pictures: dict[int, str]
+    """Position in the data set -> data URI."""
+
+
+def write_report(
+    folder: Path, results: Mapping[str, Result], *, checkpoint: Path, metrics_csv: Path | None
+) -> Path:
+    """Write `report.html` into `folder`; on the main rank.
+
+    Args:
+        metrics_csv: what training logged, a column `step` and one for each value; without it, or where
+            there is no such file, the page has no curves.
+    """
+    description = read_description(checkpoint)
+    parts = [
+        Part(name=name, result=result, pictures=_pictures(result.details, description.preprocess))
+        for name, result in results.items()
+    ]
+    drawn = metrics_csv is not None and metrics_csv.is_file()
+    curves = charts.read_curves(metrics_csv) if drawn and metrics_csv is not None else []
+    page = (
+        _environment()
+        .from_string(_template())
+        .render(
+            run=checkpoint.parent.parent.name if checkpoint.parent.name == "checkpoints" else checkpoint.name,
+            step=description.step,
+            facts=_facts(description, checkpoint),
+            created=datetime.now(UTC),
+            tasks=_by_task(parts),
+            curves=[(curve, charts.draw(curve)) for curve in curves],
+        )
+    )
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "report.html"
+    path.write_text(page, encoding="utf-8")
+    return path
+
+
+def _template() -> str:
+    return files("vlm.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
+
+
+def _environment() -> Environment:
+    environment = Environment(
+        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
+    environment.filters |= {
+        "percent": percent,
+        "number": charts.number,
+        "lang": lambda text: "zh" if CJK.search(text) else "en",
+        "label": lambda metric: LABELS.get(metric, metric.removesuffix("_acc").replace("_", " ")),
+    }
+    return environment
+
+
+def percent(value: float) -> str:
+    """A share as percent: one decimal, two significant digits where that would show too little."""
+    return f"{100 * value:.1f} %" if value == 0 or value >= 0.00995 else f"{100 * value:.2g} %"
+
+
+def _by_task(parts: list[Part]) -> dict[str, list[Part]]:
+    tasks: dict[str, list[Part]] = {}
+    for part in parts:
+        tasks.setdefault(part.result.task, []).append(part)
+    return tasks
+
+
+def _facts(description: Description, checkpoint: Path) -> dict[str, str]:
+    """What the model is, in a few words a line."""
+    image, text = description.model.image, description.model.text
+    parameters = sum(weight.numel() for weight in read_weights(checkpoint).values())
+    text_facts = [text.kind.replace("_", " ")]
+    text_facts += [
+        f"{name.replace('_', ' ')} {getattr(text, name)}"
+        for name in ("name", "width", "layers", "context_length", "vocab_size")
+        if getattr(text, name, None) is not None
+    ]
+    return {
+        "Image tower": f"{image.name}, {image.image_size} px",
+        "Text tower": ", ".join(text_facts),
+        "Joint space": f"{description.model.embed_dim} dimensions",
+        "Parameters": f"{parameters:,}",
+        "Trained with": ", ".join(f"{name} {version}" for name, version in description.versions.items()),
+    }
+
+
+def _pictures(details: Mapping[str, Any], preprocess: Preprocess) -> dict[int, str]:
+    """The pictures that the examples use, as the model sees them."""
+    positions = sorted(set(details["pictures"]))
+    if not positions:
+        return {}
+    images = read_images(open_shards(details["shards"], key="shards"), positions)
+    return dict(zip(positions, _data_uris(images, preprocess), strict=True))
+
+
+def _data_uris(images: list[Image.Image], preprocess: Preprocess) -> Iterator[str]:
+    for image in images:
+        seen = Image.fromarray(preprocess(image).permute(1, 2, 0).contiguous().numpy())
+        seen.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
+        file = io.BytesIO()
+        seen.save(file, "webp", quality=85)
+        yield f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"

@@ -1,0 +1,39 @@
+"""`results.json`: the numbers of a suite, and of what they are."""
+
+import json
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from vlm.evaluation.evaluator import Result
+from vlm.inference import read_description, versions
+
+
+def write_results(folder: Path, results: Mapping[str, Result], *, checkpoint: Path) -> Path:
+    """Write `results.json` into `folder`; on the main rank.
+
+    Under `results` stands, for each evaluation, what CLIP_benchmark's files have (`dataset`, `task`,
+    `metrics`), with chance levels and the number of images beside it.
+    """
+    description = read_description(checkpoint)
+    content = {
+        "checkpoint": str(checkpoint.absolute()),
+        "step": description.step,
+        "model": description.model.to_mapping(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {"evaluated_with": versions(), "trained_with": description.versions},
+        "results": {
+            name: {
+                "dataset": name,
+                "task": result.task,
+                "metrics": result.metrics,
+                "chance": result.chance,
+                "num_samples": result.num_samples,
+            }
+            for name, result in results.items()
+        },
+    }
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / "results.json"
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    return path

@@ -1,0 +1,178 @@
+"""Zero-shot classification: which class name, put into sentences, is nearest to the picture."""
+
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from vlm.errors import ConfigError, DataError
+from vlm.evaluation.class_names import ClassNames, ClassSource
+from vlm.evaluation.evaluator import Result, spread
+from vlm.evaluation.fields import Label, label_of
+from vlm.evaluation.ranking import Ranking, chance_of_hit, group_sizes, rank_relevant, top_matches
+from vlm.inference import Embedder, ImageEmbeddings
+
+NUM_EXAMPLES = 12
+NUM_GUESSES = 3
+NUM_CONFUSED = 15
+
+
+class ZeroShot:
+    """Accuracy of naming the class of each picture, with an ensemble of prompts a class.
+
+    Args:
+        shards: pattern, or list of patterns, of the data set.
+        classes: the class names and the label that each stands for; several may stand for one label, and
+            any of them is then right.
+        label: field of a sample that holds its label, such as `cls` or `json.concept`.
+        templates: sentences with `{c}` where the class name goes, or a text file with one a line.
+
+    Raises:
+        ConfigError: a template without `{c}`, or no template.
+    """
+
+    def __init__(
+        self,
+        shards: str | Sequence[str],
+        classes: ClassSource,
+        *,
+        label: str,
+        templates: str | Sequence[str],
+    ) -> None:
+        self.shards = shards
+        self.classes = classes
+        self._names: ClassNames | None = None
+        self.label = label
+        self.templates = read_templates(templates)
+
+    def __call__(self, embedder: Embedder) -> Result:
+        images = embedder.images(self.shards)
+        self._names = classes = self._names or self.classes.read()  # the same at every step of a training
+        ids = {value: number for number, value in enumerate(dict.fromkeys(classes.labels))}
+        class_group = torch.tensor([ids[value] for value in classes.labels])
+        label = torch.tensor([ids[value] for value in self._labels(images, set(ids))])
+        vectors = class_vectors(embedder, classes.names, self.templates)
+        ranking = rank_relevant(images.features, vectors, query_group=label, gallery_group=class_group)
+        examples = _examples(images.features, vectors, ranking, class_group, classes)
+        return Result(
+            task="zeroshot_classification",
+            metrics=zero_shot_metrics(ranking.rank, label, num_names=len(classes.names)),
+            chance=zero_shot_chance(label, class_group),
+            num_samples=len(label),
+            details={
+                "shards": self.shards,
+                "num_names": len(classes.names),
+                "num_labels": len(ids),
+                "confused": _most_confused(ranking, class_group, classes),
+                "examples": examples,
+                "pictures": [example["sample"] for example in examples],
+            },
+        )
+
+    def _labels(self, images: ImageEmbeddings, known: set[Label]) -> list[Label]:
+        labels = [label_of(record, self.label) for record in images.records]
+        for record, value in zip(images.records, labels, strict=True):
+            if value not in known:
+                raise DataError(
+                    f"sample {record['key']} has {self.label}={value!r}, which is not in the class list "
+                    f"({self.classes}); complete the list, or name another field by `label`"
+                )
+        return labels
+
+
+def read_templates(templates: str | Sequence[str]) -> list[str]:
+    """The templates themselves, or the lines of the file they stand in."""
+    if isinstance(templates, str):
+        path = Path(templates)
+        if not path.is_file():
+            raise ConfigError(f"templates={templates}: no such file; give a text file or a list of sentences")
+        templates = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+    if not templates:
+        raise ConfigError("templates is empty; give at least one sentence with {c}, or just '{c}'")
+    for template in templates:
+        if "{c}" not in template:
+            raise ConfigError(f"templates: {template!r} has no {{c}}, where the class name goes")
+    return list(templates)
+
+
+def class_vectors(embedder: Embedder, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
+    """One unit vector a class: the mean of the unit vectors of its prompts, renormalised.
+
+    Source: arXiv:2103.00020, section 3.1.4.
+    """
+    prompts = [template.replace("{c}", name) for name in names for template in templates]
+    vectors = embedder.texts(prompts).reshape(len(names), len(templates), -1)
+    return torch.nn.functional.normalize(vectors.mean(dim=1), dim=-1)
+
+
+def zero_shot_metrics(
+    rank: Int64[Tensor, " n"], label: Int64[Tensor, " n"], *, num_names: int
+) -> dict[str, float]:
+    """`acc1`, `acc5` (from five class names on) and `mean_per_class_recall`.
+
+    The recall is averaged over the labels that occur, each weighing the same however many pictures it has.
+    """
+    metrics = {f"acc{k}": (rank <= k).double().mean().item() for k in _ks(num_names)}
+    counts = label.bincount()
+    right = label.bincount(weights=(rank <= 1).double())
+    metrics["mean_per_class_recall"] = (right / counts)[counts > 0].mean().item()
+    return metrics
+
+
+def zero_shot_chance(label: Int64[Tensor, " n"], class_group: Int64[Tensor, " c"]) -> dict[str, float]:
+    """What guessing gets in each of `zero_shot_metrics`."""
+    per_label = group_sizes(label, class_group)
+    chance = {
+        f"acc{k}": chance_of_hit(per_label, num_items=len(class_group), k=k) for k in _ks(len(class_group))
+    }
+    present = label.bincount().nonzero().flatten()
+    chance["mean_per_class_recall"] = chance_of_hit(
+        group_sizes(present, class_group), num_items=len(class_group), k=1
+    )
+    return chance
+
+
+def _ks(num_names: int) -> list[int]:
+    return [k for k in (1, 5) if k <= num_names]
+
+
+def _most_confused(ranking: Ranking, class_group: Tensor, classes: ClassNames) -> list[dict[str, Any]]:
+    """Pairs of labels by how often pictures of the one were given to the other."""
+    name_of: dict[int, str] = {}
+    for name, group in zip(classes.names, class_group.tolist(), strict=True):
+        name_of.setdefault(group, name)
+    wrong = ranking.rank > 1
+    pairs = zip(
+        class_group[ranking.best[wrong]].tolist(), class_group[ranking.rival[wrong]].tolist(), strict=True
+    )
+    return [
+        {"true": name_of[true], "guess": name_of[guess], "count": count}
+        for (true, guess), count in Counter(pairs).most_common(NUM_CONFUSED)
+    ]
+
+
+def _examples(
+    features: Tensor, vectors: Tensor, ranking: Ranking, class_group: Tensor, classes: ClassNames
+) -> list[dict[str, Any]]:
+    chosen = spread(len(features), wanted=NUM_EXAMPLES)
+    scores, guesses = top_matches(features[chosen], vectors, k=NUM_GUESSES)
+    return [
+        {
+            "sample": sample,
+            "rank": int(ranking.rank[sample]),
+            "true": classes.names[ranking.best[sample]],
+            "guesses": [
+                {
+                    "caption": classes.names[guess],
+                    "score": score,
+                    "relevant": bool(class_group[guess] == class_group[ranking.best[sample]]),
+                }
+                for score, guess in zip(row_scores, row, strict=True)
+            ],
+        }
+        for sample, row_scores, row in zip(chosen, scores.tolist(), guesses.tolist(), strict=True)
+    ]

@@ -1,0 +1,137 @@
+"""Towers over data sets and lists of texts, on all ranks, in the order of the data."""
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, NamedTuple, TypeVar
+
+import numpy as np
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from tqdm import tqdm
+
+from vlm.data import eval_loader, open_shards
+from vlm.distributed import Topology, gather_objects
+from vlm.inference.load import Loaded
+from vlm.models import DualEncoder
+
+T = TypeVar("T")
+
+
+class ImageEmbeddings(NamedTuple):
+    """Unit vectors of a data set and what else stands in its samples, row by row in its order."""
+
+    features: Float[Tensor, "n d"]
+    """fp32, on the CPU."""
+    records: list[dict[str, Any]]
+    """`key` and the decoded members of each sample (`txt`, `cls`, `json`), without the picture."""
+
+
+class Embedder:
+    """A model's unit vectors of pictures and texts.
+
+    Every rank makes the same calls in the same order and gets the vectors of all: batch j is encoded by
+    rank j mod W, each rank runs as many forwards as any other, and what a batch holds does not depend on
+    the number of ranks. The model is in evaluation mode for the time of a call.
+
+    Args:
+        batch_size: rows of one forward.
+        num_workers: processes of this rank that decode pictures; 0 decodes in this one.
+        bf16: autocast to bfloat16.
+        progress: show a bar on the main rank.
+    """
+
+    def __init__(
+        self,
+        loaded: Loaded,
+        topology: Topology,
+        *,
+        batch_size: int,
+        num_workers: int,
+        bf16: bool = False,
+        progress: bool = False,
+    ) -> None:
+        self.loaded = loaded
+        self.topology = topology
+        self.batch_size = batch_size
+        self.num_workers = num_workers
+        self.bf16 = bf16
+        self.progress = progress
+        self._last: tuple[tuple[str, ...], ImageEmbeddings] | None = None
+
+    def images(self, shards: str | Sequence[str]) -> ImageEmbeddings:
+        """Embed a data set, given by shard patterns.
+
+        The last data set is remembered, as several evaluations often look at one data set in turn.
+        """
+        asked = (shards,) if isinstance(shards, str) else tuple(shards)
+        if self._last is None or self._last[0] != asked:
+            self._last = None  # two large data sets need not fit in memory
+            self._last = asked, self._embed_images(asked)
+        return self._last[1]
+
+    def texts(self, texts: Sequence[str]) -> Float[Tensor, "m d"]:
+        """Embed texts; fp32 on the CPU. Equal texts are encoded once and get the very same vector."""
+        position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
+        distinct = list(position)
+        batches = [
+            distinct[start : start + self.batch_size] for start in range(0, len(distinct), self.batch_size)
+        ]
+        rank, world = self.topology.rank, self.topology.world_size
+        rounds = range(rank, math.ceil(len(batches) / world) * world, world)
+        own: dict[int, np.ndarray[Any, Any]] = {}
+        with self._model() as (model, device):
+            for number in self._bar(rounds, "texts", total=len(rounds)):
+                ids = self.loaded.tokenizer(batches[min(number, len(batches) - 1)])
+                own[number] = model.encode_text(ids.to(device)).float().cpu().numpy()
+        parts = {number: rows for part in gather_objects(own) for number, rows in part.items()}
+        vectors = np.concatenate([parts[number] for number in range(len(batches))])
+        return torch.from_numpy(vectors[[position[text] for text in texts]])
+
+    def _embed_images(self, shards: Sequence[str]) -> ImageEmbeddings:
+        shard_set = open_shards(shards, key="shards")
+        loader = eval_loader(
+            shard_set,
+            self.loaded.preprocess,
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            rank=self.topology.rank,
+            world_size=self.topology.world_size,
+        )
+        rounds = math.ceil(shard_set.num_samples / (self.batch_size * self.topology.world_size))
+        rows: list[np.ndarray[Any, Any]] = []
+        features: list[np.ndarray[Any, Any]] = []
+        records: list[dict[str, Any]] = []
+        with self._model() as (model, device):
+            for batch in self._bar(loader, "images", total=rounds):
+                vectors = model.encode_image(batch.images.to(device, non_blocking=True))
+                rows.append(batch.indices.numpy())
+                features.append(vectors[: len(batch.indices)].float().cpu().numpy())
+                records += batch.records
+        parts = gather_objects((np.concatenate(rows), np.concatenate(features), records))
+        order = np.argsort(np.concatenate([part[0] for part in parts]))
+        everything = [record for part in parts for record in part[2]]
+        return ImageEmbeddings(
+            features=torch.from_numpy(np.concatenate([part[1] for part in parts])[order]),
+            records=[everything[row] for row in order],
+        )
+
+    @contextmanager
+    def _model(self) -> Iterator[tuple[DualEncoder, torch.device]]:
+        """The model in evaluation mode without gradients, every module's own mode restored at the end."""
+        model = self.loaded.model
+        device = model.logit_scale.device
+        modes = {module: module.training for module in model.modules()}
+        model.eval()
+        try:
+            # no_grad, not inference_mode: what a sharded model gathers here must serve training afterwards.
+            with torch.no_grad(), torch.autocast(device.type, torch.bfloat16, enabled=self.bf16):
+                yield model, device
+        finally:
+            for module, training in modes.items():
+                module.training = training
+
+    def _bar(self, items: Iterable[T], what: str, *, total: int) -> Iterable[T]:
+        hidden = not (self.progress and self.topology.is_main and total > 1)
+        return tqdm(items, desc=f"embedding {what}", total=total, unit="batch", leave=False, disable=hidden)

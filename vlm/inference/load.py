@@ -1,0 +1,45 @@
+"""A trained model, ready for use, from its checkpoint alone."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from vlm.data import Preprocess
+from vlm.data.tokenizers import Tokenizer
+from vlm.errors import CheckpointError, DataError
+from vlm.inference.checkpoint import (
+    TOKENIZER,
+    latest_checkpoint,
+    load_weights,
+    read_description,
+    read_weights,
+)
+from vlm.models import DualEncoder, build_model
+
+
+class Loaded(NamedTuple):
+    """A model and what turns pictures and texts into its inputs."""
+
+    model: DualEncoder
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+
+
+def load(path: str | Path, *, device: str | torch.device = "cpu") -> Loaded:
+    """Rebuild the model of a checkpoint folder, or of the last checkpoint of a run folder.
+
+    The model is in evaluation mode, in fp32. Reading executes nothing and asks no network.
+
+    Raises:
+        CheckpointError: there is no checkpoint, or it is incomplete or does not fit its description.
+    """
+    checkpoint = latest_checkpoint(path)
+    description = read_description(checkpoint)
+    model = build_model(description.model)
+    load_weights(model, read_weights(checkpoint), where=str(checkpoint))
+    try:
+        tokenizer = Tokenizer.load(checkpoint / TOKENIZER)
+    except DataError as error:
+        raise CheckpointError(f"{error}; the checkpoint is incomplete") from error
+    return Loaded(model.to(device).eval(), description.preprocess, tokenizer)

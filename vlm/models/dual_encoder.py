@@ -1,0 +1,83 @@
+"""Two towers, projected to one space."""
+
+import dataclasses
+import math
+
+import torch
+from jaxtyping import Float, Int64, UInt8
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from vlm.models.image_tower import TimmTower
+from vlm.models.spec import BagOfWordsSpec, CausalTextSpec, ModelSpec, TextTowerSpec, TransformersTextSpec
+from vlm.models.text_tower import BagOfWords, CausalTransformer, TextTower
+
+
+class DualEncoder(nn.Module):
+    """An image tower and a text tower whose vectors are compared by their cosine.
+
+    `spec` describes the model as built and needs nothing outside of itself: `build_model(model.spec)` makes
+    the same parameters on any machine, with new values. `logit_scale` is the logarithm of the multiplier on
+    the cosine.
+
+    Source: arXiv:2103.00020, figure 3.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        super().__init__()
+        self.image = TimmTower(spec.image)
+        self.text = _build_text_tower(spec.text)
+        image_spec = dataclasses.replace(spec.image, pretrained=False)
+        self.spec = dataclasses.replace(spec, image=image_spec, text=self.text.spec)
+        self.image_projection = _projection(self.image.width, spec.embed_dim)
+        self.text_projection = _projection(self.text.width, spec.embed_dim)
+        # One element, not zero dimensions: DeepSpeed's broadcast and FSDP2 refuse the latter.
+        self.logit_scale = nn.Parameter(torch.full((1,), math.log(spec.init_logit_scale)))
+
+    def encode_image(
+        self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]
+    ) -> Float[Tensor, "b d"]:
+        """Unit vectors of images, given as bytes or already normalised."""
+        return _unit_length(self.image_projection(self.image(image)))
+
+    def encode_text(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]:
+        """Unit vectors of texts; what follows a row's first end-of-text token is not read.
+
+        Raises:
+            ConfigError: l exceeds the context length.
+        """
+        return _unit_length(self.text_projection(self.text(text)))
+
+
+def build_model(spec: ModelSpec) -> DualEncoder:
+    """Build the model that `spec` describes, on torch's default device, newly initialised or pretrained.
+
+    Raises:
+        ConfigError: naming the key that a tower cannot be built from.
+    """
+    return DualEncoder(spec)
+
+
+def _build_text_tower(spec: TextTowerSpec) -> TextTower:
+    match spec:
+        case CausalTextSpec():
+            return CausalTransformer(spec)
+        case BagOfWordsSpec():
+            return BagOfWords(spec)
+        case TransformersTextSpec():
+            from vlm.models.transformers_tower import (
+                TransformersTower,
+            )  # transformers takes seconds to import
+
+            return TransformersTower(spec)
+
+
+def _projection(width: int, embed_dim: int) -> nn.Linear:
+    linear = nn.Linear(width, embed_dim, bias=False)
+    nn.init.normal_(linear.weight, std=width**-0.5)
+    return linear
+
+
+def _unit_length(x: Float[Tensor, "b d"]) -> Float[Tensor, "b d"]:
+    # Half precision would leave lengths a percent off 1, which the logit scale multiplies.
+    return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=-1)

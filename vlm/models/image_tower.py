@@ -1,0 +1,97 @@
+"""Any timm model as an image tower."""
+
+import difflib
+from typing import Any, cast
+
+import timm
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor, nn
+
+from vlm.errors import ConfigError
+from vlm.models.spec import ImageTowerSpec
+
+
+class TimmTower(nn.Module):
+    """A timm model without classifier, fed with bytes.
+
+    Normalising here, on the device, keeps the pixels a quarter as large until then, and the mean and the
+    deviation in the model's description.
+
+    Raises:
+        ConfigError: timm does not know the name, refuses an option or cannot take the image size.
+    """
+
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, spec: ImageTowerSpec) -> None:
+        super().__init__()
+        self.trunk = _create(spec)
+        _check_patches(self.trunk, spec)
+        self.width = _feature_width(self.trunk, spec)
+        self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
+        self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
+
+    def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
+        """One vector an image; a floating-point image is taken as already normalised."""
+        if not image.is_floating_point():
+            image = (image.to(self.mean.dtype) / 255 - self.mean) / self.std
+        return cast(Tensor, self.trunk(image))
+
+
+def _create(spec: ImageTowerSpec) -> nn.Module:
+    if not timm.is_model(spec.name):
+        near = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
+        hint = f"; near it are {', '.join(near)}" if near else ""
+        raise ConfigError(f"model.image.name={spec.name!r} is no model of timm {timm.__version__}{hint}")
+    try:
+        try:
+            return _create_timm(spec, img_size=spec.image_size)
+        except TypeError as error:
+            if "img_size" not in str(error):
+                raise
+            return _create_timm(spec)  # fully convolutional families have no such argument
+    except Exception as error:
+        # timm has no error class of its own: what a family refuses surfaces as any built-in exception.
+        raise ConfigError(
+            f"timm cannot build model.image.name={spec.name!r} with image_size={spec.image_size}, "
+            f"pretrained={str(spec.pretrained).lower()} and model.image.options={dict(spec.options)}: {error}"
+        ) from error
+
+
+def _create_timm(spec: ImageTowerSpec, **size: int) -> nn.Module:
+    arguments: dict[str, Any] = {**spec.options, **size}
+    return timm.create_model(spec.name, pretrained=spec.pretrained, num_classes=0, **arguments)
+
+
+def _check_patches(trunk: nn.Module, spec: ImageTowerSpec) -> None:
+    patch = getattr(getattr(trunk, "patch_embed", None), "patch_size", None)
+    if isinstance(patch, tuple) and any(spec.image_size % side for side in patch):
+        raise ConfigError(
+            f"model.image.image_size={spec.image_size} is not a multiple of the patch size {patch[0]} of "
+            f"{spec.name}, which would not see the rest; change it or model.image.options.patch_size"
+        )
+
+
+def _feature_width(trunk: nn.Module, spec: ImageTowerSpec) -> int:
+    """Length of the tower's vector, read off one image, since families name it differently."""
+    weight = next(trunk.parameters())
+    size = spec.image_size
+    image = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
+    training = trunk.training
+    try:
+        with torch.no_grad():
+            features = trunk.eval()(image)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        raise ConfigError(
+            f"model.image.name={spec.name!r} cannot take images of model.image.image_size={size}: {error}"
+        ) from error
+    finally:
+        trunk.train(training)
+    if features.ndim != 2:
+        raise ConfigError(
+            f"model.image.name={spec.name!r} gives a tensor of shape {tuple(features.shape)} for one image; "
+            "a tower has to give one vector"
+        )
+    return int(features.shape[1])

@@ -1,0 +1,256 @@
+"""The description of a model as plain data: read from yaml, stored in every checkpoint, enough to rebuild it.
+
+None of the fields has a default: the defaults stand in `configs/model/*.yaml`.
+"""
+
+import dataclasses
+import types
+import typing
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, TypeAlias, TypeVar
+
+from vlm.errors import ConfigError
+from vlm.schema import from_mapping
+
+T = TypeVar("T")
+
+_RESERVED_IMAGE_OPTIONS = frozenset({"model_name", "pretrained", "num_classes", "img_size", "in_chans"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageTowerSpec:
+    """A timm model without its classifier, and how its pixels are normalised."""
+
+    name: str
+    """As `timm.list_models()` has it; a tag after a dot picks the weights when `pretrained`."""
+    image_size: int
+    mean: tuple[float, float, float]
+    """Of red, green and blue in [0, 1]."""
+    std: tuple[float, float, float]
+    pretrained: bool
+    """Start from timm's weights, downloaded when first used."""
+    options: Mapping[str, Any]
+    """Further arguments of `timm.create_model`: patch_size, depth, drop_path_rate and the like."""
+
+    def __post_init__(self) -> None:
+        _require_positive("model.image.image_size", self.image_size)
+        if min(self.std) <= 0:
+            raise ConfigError(f"model.image.std={list(self.std)} must be positive")
+        for name in sorted(_RESERVED_IMAGE_OPTIONS & self.options.keys()):
+            raise ConfigError(
+                f"model.image.options.{name} is set by the project itself; "
+                "use model.image.name, image_size and pretrained"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CausalTextSpec:
+    """CLIP's text tower: a causal pre-norm transformer, pooled at the end-of-text token."""
+
+    kind: Literal["causal"] = "causal"
+    context_length: int
+    vocab_size: int | None
+    """None: the tokenizer's, filled in by `ModelSpec.with_tokenizer`; the same holds for `eot_id`."""
+    eot_id: int | None
+    width: int
+    layers: int
+    heads: int
+    activation: Literal["gelu", "quick_gelu"]
+
+    def __post_init__(self) -> None:
+        _check_tokens(self)
+        for name in ("width", "layers", "heads"):
+            _require_positive(f"model.text.{name}", getattr(self, name))
+        if self.width % self.heads:
+            raise ConfigError(
+                f"model.text.heads={self.heads} does not divide model.text.width={self.width}; change one"
+            )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BagOfWordsSpec:
+    """A text tower that cannot see the order of words: the control of tests of word order."""
+
+    kind: Literal["bag_of_words"] = "bag_of_words"
+    context_length: int
+    vocab_size: int | None
+    eot_id: int | None
+    width: int
+
+    def __post_init__(self) -> None:
+        _check_tokens(self)
+        _require_positive("model.text.width", self.width)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TransformersTextSpec:
+    """An encoder of `transformers`."""
+
+    kind: Literal["transformers"] = "transformers"
+    name: str
+    """Folder or hub name that the configuration, and with `pretrained` the weights, come from.
+
+    Not read when `options` has a `model_type`: the options are then the whole configuration.
+    """
+    pretrained: bool
+    pooling: Literal["eot", "cls", "mean"]
+    """The vector of the end-of-text token, of the first token, or the mean over the text's tokens."""
+    context_length: int
+    vocab_size: int | None
+    eot_id: int | None
+    options: Mapping[str, Any]
+    """Keys of the encoder's own configuration, over those of `name`."""
+
+    def __post_init__(self) -> None:
+        _check_tokens(self)
+        if self.pretrained and "model_type" in self.options:
+            raise ConfigError(
+                "model.text.pretrained=true takes its configuration from model.text.name; "
+                "remove model.text.options.model_type or set model.text.pretrained=false"
+            )
+
+
+TextTowerSpec: TypeAlias = CausalTextSpec | BagOfWordsSpec | TransformersTextSpec
+
+_TEXT_SPECS: Mapping[str, type[TextTowerSpec]] = {
+    "causal": CausalTextSpec,
+    "bag_of_words": BagOfWordsSpec,
+    "transformers": TransformersTextSpec,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelSpec:
+    """Two towers and the space that they meet in."""
+
+    embed_dim: int
+    init_logit_scale: float
+    """Multiplier on the cosine similarity before the first step; CLIP starts at 1 / 0.07."""
+    image: ImageTowerSpec
+    text: TextTowerSpec
+
+    def __post_init__(self) -> None:
+        _require_positive("model.embed_dim", self.embed_dim)
+        _require_positive("model.init_logit_scale", self.init_logit_scale)
+
+    @classmethod
+    def from_mapping(cls, values: Mapping[str, Any], *, key: str = "model") -> "ModelSpec":
+        """Parse plain data that has exactly the keys of the spec.
+
+        Args:
+            key: where `values` stands, for messages.
+
+        Raises:
+            ConfigError: an unknown or missing key, or a value out of range.
+        """
+        parsed = dict(_require_mapping(key, values))
+        if "image" in parsed:
+            parsed["image"] = _parse(ImageTowerSpec, parsed["image"], key=f"{key}.image")
+        if "text" in parsed:
+            parsed["text"] = _parse(
+                _text_spec(parsed["text"], f"{key}.text"), parsed["text"], key=f"{key}.text"
+            )
+        return _parse(cls, parsed, key=key)
+
+    def to_mapping(self) -> dict[str, Any]:
+        """Plain data for json or yaml; `from_mapping` gives an equal spec back."""
+        values = dataclasses.asdict(self)
+        values["image"] |= {"mean": list(self.image.mean), "std": list(self.image.std)}
+        return values
+
+    def with_tokenizer(self, *, vocab_size: int, eot_id: int) -> "ModelSpec":
+        """The same spec with what was left to the tokenizer filled in.
+
+        Raises:
+            ConfigError: a value that is set does not fit the tokenizer.
+        """
+        text = self.text
+        if text.vocab_size is not None and text.vocab_size < vocab_size:
+            raise ConfigError(
+                f"model.text.vocab_size={text.vocab_size} is smaller than the tokenizer's {vocab_size}; "
+                "set it to null to take the tokenizer's"
+            )
+        if text.eot_id is not None and text.eot_id != eot_id:
+            raise ConfigError(
+                f"model.text.eot_id={text.eot_id} is not the tokenizer's end of text, {eot_id}; "
+                "set it to null to take the tokenizer's"
+            )
+        filled = dataclasses.replace(text, vocab_size=text.vocab_size or vocab_size, eot_id=eot_id)
+        return dataclasses.replace(self, text=filled)
+
+
+def _text_spec(values: Any, key: str) -> type[TextTowerSpec]:
+    kind = _require_mapping(key, values).get("kind")
+    if not isinstance(kind, str) or kind not in _TEXT_SPECS:
+        raise ConfigError(f"{key}.kind={kind!r} must be one of {', '.join(_TEXT_SPECS)}")
+    return _TEXT_SPECS[kind]
+
+
+def _parse(cls: type[T], values: Any, *, key: str) -> T:
+    """`vlm.schema.from_mapping` after a check of types, since yaml has neither tuples nor types."""
+    parsed = dict(_require_mapping(key, values))
+    for name, hint in typing.get_type_hints(cls).items():
+        if name in parsed:
+            parsed[name] = _converted(parsed[name], hint)
+            if not _fits(parsed[name], hint):
+                raise ConfigError(f"{key}.{name}={values[name]!r} must be {_described(hint)}")
+    return from_mapping(cls, parsed, key=key)
+
+
+def _converted(value: Any, hint: Any) -> Any:
+    if hint is float and type(value) is int:
+        return float(value)
+    if typing.get_origin(hint) is tuple and isinstance(value, list):
+        return tuple(_converted(item, float) for item in value)
+    return value
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin, parts = typing.get_origin(hint), typing.get_args(hint)
+    if origin is Literal:
+        return value in parts
+    if origin is types.UnionType:
+        return any(_fits(value, part) for part in parts)
+    if origin is tuple:
+        same_length = isinstance(value, tuple) and len(value) == len(parts)
+        return same_length and all(map(_fits, value, parts))
+    if origin is not None:
+        return isinstance(value, origin)
+    return type(value) is hint  # not isinstance: true and false are no numbers
+
+
+def _described(hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
+    plain = {
+        int: "a whole number",
+        float: "a number",
+        bool: "true or false",
+        str: "a text",
+        type(None): "null",
+    }
+    if typing.get_origin(hint) is types.UnionType:
+        return " or ".join(map(_described, typing.get_args(hint)))
+    if typing.get_origin(hint) is tuple:
+        return "three numbers, for red, green and blue"
+    return plain.get(hint, "a mapping")
+
+
+def _require_mapping(key: str, value: Any) -> Mapping[str, Any]:
+    if not isinstance(value, Mapping):
+        raise ConfigError(f"{key}={value!r} must be a mapping of keys to values")
+    return value
+
+
+def _check_tokens(text: TextTowerSpec) -> None:
+    _require_positive("model.text.context_length", text.context_length)
+    if text.vocab_size is not None:
+        _require_positive("model.text.vocab_size", text.vocab_size)
+    if text.eot_id is not None and text.eot_id < 0:
+        raise ConfigError(f"model.text.eot_id={text.eot_id} must be a token id or null")
+
+
+def _require_positive(key: str, value: int | float) -> None:
+    if value <= 0:
+        raise ConfigError(f"{key}={value} must be above 0")

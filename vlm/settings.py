@@ -1,0 +1,170 @@
+"""The root of the configuration, and the checks that run on it before anything is built.
+
+Every yaml value is checked against the constructor it is meant for: keys by name, scalars by type. Nothing is
+opened and no process is started before the whole configuration has passed.
+"""
+
+import inspect
+import types
+import typing
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from hydra.core.config_store import ConfigStore
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
+from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from vlm.errors import ConfigError, VlmError
+from vlm.schema import unknown_key_message
+
+
+def config_dir() -> str:
+    """The folder of yaml files: beside the package in a checkout, inside it in a wheel."""
+    package = Path(__file__).parent
+    inside = package / "configs"
+    return str(inside if inside.is_dir() else package.parent / "configs")
+
+
+@dataclass
+class RunSettings:
+    """What the run is called and whether it goes on from its last checkpoint."""
+
+    name: str = MISSING
+    resume: bool = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class PathSettings:
+    """Folders; relative ones start where the command is typed."""
+
+    runs: str = MISSING
+    data: str = MISSING
+
+
+@dataclass
+class TrainSettings:
+    """Root keys of `train`; a component's keys are those of the class named by its `_target_`."""
+
+    run: RunSettings = MISSING
+    paths: PathSettings = MISSING
+    make_data: Any = None
+    data: Any = MISSING
+    tokenizer: Any = MISSING
+    model: Any = MISSING
+    objective: Any = MISSING
+    optimizer: Any = MISSING
+    schedule: Any = MISSING
+    trainer: Any = MISSING
+    checkpoint: Any = MISSING
+    evaluation: Any = MISSING
+    suite: Any = None
+    logger: Any = MISSING
+
+
+@dataclass
+class EvaluateSettings:
+    """Root keys of `vlm evaluate`."""
+
+    run: str = MISSING
+    paths: PathSettings = MISSING
+    suite: Any = None
+    out: str | None = None
+    device: str = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    bf16: bool = MISSING
+
+
+def register_schemas() -> None:
+    """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainSettings)
+    store.store(name="evaluate_schema", node=EvaluateSettings)
+
+
+def resolve(config: DictConfig) -> dict[str, Any]:
+    """Plain data with every interpolation resolved.
+
+    Raises:
+        ConfigError: naming the values that have no default and were not set.
+    """
+    missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+    if missing:
+        raise ConfigError(f"no value for {', '.join(missing)}; set it on the command line: {missing[0]}=...")
+    try:
+        resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
+    except OmegaConfBaseException as error:
+        raise ConfigError(str(error).split("\n")[0]) from error
+    return typing.cast(dict[str, Any], resolved)
+
+
+def build(node: Any, key: str) -> Any:
+    """Instantiate a node (and the nodes in it) by `_target_`, after checking every key and type in it.
+
+    Args:
+        key: where the node stands in the configuration, for messages.
+    """
+    for where, target_node in _target_nodes(node, key):
+        _check_target(target_node, where)
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        if isinstance(error.__cause__, VlmError):  # a constructor's own check; Hydra wraps whatever it raises
+            raise error.__cause__ from None
+        raise
+
+
+def _target_nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            yield key, node
+        for name, value in node.items():
+            yield from _target_nodes(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for position, value in enumerate(node):
+            yield from _target_nodes(value, f"{key}.{position}")
+
+
+def _check_target(node: Mapping[str, Any], key: str) -> None:
+    try:
+        target: Callable[..., Any] = get_object(node["_target_"])
+    except Exception as error:
+        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {error}") from error
+    parameters = inspect.signature(target).parameters
+    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    values = {str(name): value for name, value in node.items() if not str(name).startswith("_")}
+    if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        for name in values:
+            if name not in parameters:
+                raise ConfigError(unknown_key_message(name, parameters, where=key))
+    for name, parameter in parameters.items():
+        variadic = parameter.kind in (parameter.VAR_KEYWORD, parameter.VAR_POSITIONAL)
+        if parameter.default is parameter.empty and not variadic and name not in values:
+            raise ConfigError(f"{key}.{name} is missing; set it")
+    for name, value in values.items():
+        if not _fits(value, hints.get(name, Any)):
+            expected = getattr(hints[name], "__name__", None) or str(hints[name])
+            expected = str(hints[name]) if isinstance(hints[name], types.UnionType) else expected
+            raise ConfigError(f"{key}.{name}={value!r} is a {type(value).__name__}; expected {expected}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a yaml scalar fits a scalar type hint; other hints are left to the constructor."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if typing.get_origin(hint) is Literal:
+        return value in typing.get_args(hint)
+    if isinstance(value, Mapping | list):
+        return hint not in (int, float, str, bool, types.NoneType)
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (str, bool, types.NoneType):
+        return isinstance(value, hint)
+    return True

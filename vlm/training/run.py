@@ -1,0 +1,283 @@
+"""A training run, from validated components to the last checkpoint."""
+
+import json
+import logging
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+import lightning as L
+import torch
+from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from vlm.data import TrainData, TrainSet
+from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
+from vlm.errors import ConfigError
+from vlm.evaluation import Evaluator
+from vlm.inference import Loaded, latest_checkpoint, read_config
+from vlm.models import ModelSpec
+from vlm.objectives import Objective
+from vlm.training.callbacks import Checkpoint, Evaluate, StepLog, TimedLoader
+from vlm.training.module import TrainingModule
+from vlm.training.optimizer import AdamW
+from vlm.training.schedule import CosineSchedule
+
+log = logging.getLogger(__name__)
+
+MAY_CHANGE = ("run", "paths", "make_data", "trainer", "checkpoint", "evaluation", "suite", "logger")
+"""Root keys that may differ at resume; so may the number of workers. `trainer.max_steps` may not."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trainer:
+    """How long, on what, and how precisely to train.
+
+    Args:
+        devices: processes on each node, one a device; "auto" takes every GPU, or one process on a CPU.
+        strategy: what spreads the model over devices; with one device in all it is left out.
+        precision: Lightning's names: "32-true", "bf16-mixed".
+        gradient_clip: largest norm of the whole gradient; null leaves it as it is.
+    """
+
+    max_steps: int
+    devices: int | str
+    num_nodes: int
+    accelerator: str
+    strategy: str
+    precision: str
+    gradient_clip: float | None
+    log_every_n_steps: int
+
+    def __post_init__(self) -> None:
+        for name in ("max_steps", "num_nodes", "log_every_n_steps"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.gradient_clip is not None and self.gradient_clip <= 0:
+            raise ConfigError(
+                f"trainer.gradient_clip={self.gradient_clip} must be positive, or null for none"
+            )
+
+    @property
+    def _one_device(self) -> bool:
+        gpus = torch.cuda.device_count() if self.accelerator != "cpu" else 0
+        devices = max(1, gpus) if self.devices == "auto" else self.devices
+        return devices == 1 and self.num_nodes == 1
+
+    def build(self, **lightning: Any) -> L.Trainer:
+        """Lightning's trainer, with everything off that this project does itself."""
+        try:
+            return L.Trainer(
+                devices=self.devices,
+                num_nodes=self.num_nodes,
+                accelerator=self.accelerator,
+                strategy="auto" if self._one_device else self.strategy,
+                precision=self.precision,  # type: ignore[arg-type]
+                max_epochs=1,
+                enable_checkpointing=False,
+                enable_progress_bar=False,
+                enable_model_summary=False,
+                num_sanity_val_steps=0,
+                use_distributed_sampler=False,
+                **lightning,
+            )
+        except (ValueError, RuntimeError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
+            raise ConfigError(f"trainer.devices/accelerator/strategy/precision: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointEvery:
+    """When to write checkpoints; one is always written at the end."""
+
+    every_n_steps: int
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1:
+            raise ConfigError(f"checkpoint.every_n_steps={self.every_n_steps} must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateEvery:
+    """When and how to run the suite during training; it always runs at the end."""
+
+    every_n_steps: int
+    batch_size: int
+    num_workers: int
+
+    def __post_init__(self) -> None:
+        if self.every_n_steps < 1 or self.batch_size < 1 or self.num_workers < 0:
+            raise ConfigError(
+                f"evaluation.every_n_steps={self.every_n_steps} and evaluation.batch_size={self.batch_size} "
+                f"must be at least 1, evaluation.num_workers={self.num_workers} at least 0"
+            )
+
+
+class DataMaker(Protocol):
+    """Something that writes shards where they are not there yet."""
+
+    def make(self) -> None: ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything a training run needs, built and checked.
+
+    Args:
+        config: the resolved configuration, plain data, kept with every checkpoint.
+    """
+
+    folder: Path
+    resume: bool
+    seed: int
+    make_data: DataMaker | None
+    data: TrainData
+    tokenizer: TokenizerRecipe
+    model: ModelSpec
+    objective: Objective
+    optimizer: AdamW
+    schedule: CosineSchedule
+    trainer: Trainer
+    checkpoint: CheckpointEvery
+    evaluation: EvaluateEvery
+    evaluators: Mapping[str, Evaluator]
+    loggers: tuple[Logger, ...]
+    config: Mapping[str, Any]
+
+
+def train(run: Run) -> Path:
+    """Train to `trainer.max_steps`, from the last checkpoint where there is one to go on from.
+
+    Returns the run's folder.
+
+    Raises:
+        VlmError: for whatever the user can change; before the first step where it can be known then.
+    """
+    run.schedule.check(run.trainer.max_steps)
+    trainer = run.trainer.build(logger=list(run.loggers))
+    run.data.check_world_size(trainer.world_size)
+    start = _starting_point(run)
+    data, tokenizer = _prepare(run)
+    spec = run.model.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+    module = TrainingModule(
+        spec,
+        run.objective,
+        optimizer=run.optimizer,
+        schedule=run.schedule,
+        max_steps=run.trainer.max_steps,
+        gradient_clip=run.trainer.gradient_clip,
+        seed=run.seed,
+        resume_from=start,
+    )
+    if module.step >= run.trainer.max_steps:
+        log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
+        return run.folder
+    _fit(run, trainer, module, data, tokenizer)
+    return run.folder
+
+
+def _fit(run: Run, trainer: L.Trainer, module: TrainingModule, data: TrainSet, tokenizer: Tokenizer) -> None:
+    max_steps = run.trainer.max_steps
+    batches = data.loader(
+        tokenizer,
+        start_step=module.step,
+        stop_step=max_steps,
+        rank=trainer.global_rank,
+        world_size=trainer.world_size,
+    )
+    loader = TimedLoader(batches, max_steps - module.step)
+    step_log = StepLog(
+        loader,
+        every_n_steps=run.trainer.log_every_n_steps,
+        global_batch_size=run.data.global_batch_size,
+        max_steps=max_steps,
+    )
+
+    def loaded(module: TrainingModule) -> Loaded:
+        return Loaded(module.towers, run.data.preprocess, tokenizer)
+
+    evaluate = Evaluate(
+        run.evaluators,
+        loaded,
+        step_log,
+        every_n_steps=run.evaluation.every_n_steps,
+        max_steps=max_steps,
+        batch_size=run.evaluation.batch_size,
+        num_workers=run.evaluation.num_workers,
+    )
+    checkpoint = Checkpoint(
+        run.folder / "checkpoints",
+        loaded,
+        step_log,
+        every_n_steps=run.checkpoint.every_n_steps,
+        max_steps=max_steps,
+        config=run.config,
+    )
+    # The checkpoint comes before the evaluation: a fault in the latter then costs nothing.
+    trainer.callbacks += [step_log, checkpoint, *([evaluate] if run.evaluators else [])]  # type: ignore[attr-defined]
+    trainer.fit(module, train_dataloaders=loader)
+
+
+def _starting_point(run: Run) -> Path | None:
+    """The checkpoint to resume from, or None for a new run; refuses a folder that holds another run."""
+    if not run.resume:
+        if rank_zero_only.rank == 0 and run.folder.is_dir() and any(run.folder.iterdir()):
+            raise ConfigError(
+                f"{run.folder} is not empty; go on with it by run.resume=true, or choose another run.name"
+            )
+        return None
+    if not (run.folder / "checkpoints").is_dir():
+        return None
+    start = latest_checkpoint(run.folder)
+    _check_unchanged(run, read_config(start))
+    return start
+
+
+def _check_unchanged(run: Run, before: Mapping[str, Any]) -> None:
+    """Refuse to resume with another model, objective, schedule or order of samples."""
+    old, new = _flat(before), _flat(run.config)
+    fixed = {
+        key
+        for key in old.keys() | new.keys()
+        if key == "trainer.max_steps" or (key.split(".")[0] not in MAY_CHANGE and key != "data.num_workers")
+    }
+    changed = sorted(key for key in fixed if old.get(key) != new.get(key))
+    if changed:
+        listing = "; ".join(f"{key}: was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
+        raise ConfigError(f"run.resume=true, but the configuration has changed: {listing}")
+
+
+def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    out: dict[str, Any] = {}
+    for key, value in config.items():
+        if isinstance(value, Mapping) and value:
+            out |= _flat(value, f"{prefix}{key}.")
+        else:
+            out[f"{prefix}{key}"] = value
+    return out
+
+
+def _prepare(run: Run) -> tuple[TrainSet, Tokenizer]:
+    """Shards, index and tokenizer: made by the first rank, which then writes `config.json`; read by all.
+
+    Process groups do not exist yet, so the other ranks wait for that file. A preparation that fails leaves
+    the folder as it was.
+    """
+    config, tokenizer = run.folder / "config.json", run.folder / "tokenizer.json"
+    if rank_zero_only.rank == 0:
+        if run.make_data is not None:
+            run.make_data.make()
+        data = run.data.open()
+        built = None if tokenizer.exists() else run.tokenizer.build(data.captions)
+        run.folder.mkdir(parents=True, exist_ok=True)
+        if built is not None:
+            built.save(tokenizer)
+        draft = config.with_suffix(".tmp")
+        draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
+        draft.replace(config)
+    else:
+        while not (config.exists() and json.loads(config.read_text()) == run.config):
+            time.sleep(0.2)
+        data = run.data.open()
+    return data, Tokenizer.load(tokenizer)
