@@ -1,4 +1,14 @@
 import sys
 from pathlib import Path
 
+import pytest
+
 sys.path.insert(0, str(Path(__file__).parent))  # `from gloo import run_gloo` also in spawned processes
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with small toy shards under `data/toy`; runs of tests go beside it, under names of their own."""
+    from toy_run import make_toy
+
+    return make_toy(tmp_path_factory.mktemp("toy"))

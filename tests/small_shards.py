@@ -25,7 +25,11 @@ def image_bytes(color, *, size=(8, 8), mode="RGB", kind="PNG", **options) -> byt
 
 def sample(number: int) -> dict[str, bytes]:
     color = (number % 256, number // 256, 7)
-    record = {"caption_en": f"number {number}", "caption_zh": [f"第{number}号", f"编号{number}"], "id": number}
+    record = {
+        "caption_en": f"number {number}",
+        "caption_zh": [f"第{number}号", f"编号{number}"],
+        "id": number,
+    }
     return {
         "png": image_bytes(color),
         "txt": f"caption {number}".encode(),
@@ -65,16 +69,16 @@ def tokenize(captions: Sequence[str]) -> torch.Tensor:
 
 
 def train_data(shards, **changes) -> TrainData:
-    values = dict(
-        train=Source(shards=shards, captions="txt"),
-        mix={},
-        preprocess=PREPROCESS,
-        augment=AUGMENT,
-        global_batch_size=8,
-        stream_groups=2,
-        streams_per_group=4,
-        shuffle_samples=32,
-        num_workers=0,
-        seed=0,
-    )
+    values = {
+        "train": Source(shards=shards, captions="txt"),
+        "mix": {},
+        "preprocess": PREPROCESS,
+        "augment": AUGMENT,
+        "global_batch_size": 8,
+        "stream_groups": 2,
+        "streams_per_group": 4,
+        "shuffle_samples": 32,
+        "num_workers": 0,
+        "seed": 0,
+    }
     return TrainData(**{**values, **changes})

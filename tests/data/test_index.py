@@ -20,7 +20,11 @@ def cache(tmp_path, monkeypatch):
 def test_one_pass_counts_shards_and_keeps_the_counts_beside_them(tmp_path, cache):
     shards = open_shards(write_shards(tmp_path / "s", [3, 0, 5]), key="k")
     assert shards.sizes == (3, 0, 5)
-    assert json.loads((tmp_path / "s/sizes.json").read_text()) == {"00000.tar": 3, "00001.tar": 0, "00002.tar": 5}
+    assert json.loads((tmp_path / "s/sizes.json").read_text()) == {
+        "00000.tar": 3,
+        "00001.tar": 0,
+        "00002.tar": 5,
+    }
     assert not cache.exists()
 
 
@@ -126,7 +130,9 @@ def test_a_shard_shorter_than_its_index_is_an_error_that_names_it(tmp_path):
     path = write_tar(tmp_path / "a.tar", {str(n): sample(n) for n in range(3)})
     shards = ShardSet((str(path),), (5,))
     cursor = ShardCursor(shards, None)
-    with pytest.raises(DataError, match=r"a\.tar ends before sample 4, its index names 5.*delete sizes\.json"):
+    with pytest.raises(
+        DataError, match=r"a\.tar ends before sample 4, its index names 5.*delete sizes\.json"
+    ):
         cursor.read(0, 4)
 
 
@@ -134,5 +140,7 @@ def test_a_shard_that_was_replaced_under_its_index_is_an_error_that_says_so(tmp_
     pattern = write_shards(tmp_path, [6])
     shards = open_shards(pattern, key="k")
     write_tar(tmp_path / "00000.tar", {str(n): {"txt": b"x" * 600 * n} for n in range(6)})
-    with pytest.raises(DataError, match=r"00000\.tar cannot be read at sample 3: no tar header.*was replaced"):
+    with pytest.raises(
+        DataError, match=r"00000\.tar cannot be read at sample 3: no tar header.*was replaced"
+    ):
         ShardCursor(shards, None).read(0, 3)

@@ -1,6 +1,7 @@
 """The order of samples against its definition, for arbitrary sizes."""
 
 from collections import Counter
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -11,9 +12,14 @@ from vlm.data.order import Order
 
 
 def make_order(**changes) -> Order:
-    values = dict(
-        shard_sizes=(7, 30, 1, 0, 22, 13), batch_size=8, num_groups=3, streams_per_group=2, window=5, seed=(1, 2)
-    )
+    values = {
+        "shard_sizes": (7, 30, 1, 0, 22, 13),
+        "batch_size": 8,
+        "num_groups": 3,
+        "streams_per_group": 2,
+        "window": 5,
+        "seed": (1, 2),
+    }
     return Order(**{**values, **changes})
 
 
@@ -100,7 +106,7 @@ def test_storage_is_read_in_runs():
     """Streams read forward through shards, so that their number of opened files stays small."""
     order = make_order()
     line = [place for g in range(3) for s in range(2) for place in stored(order, 0, g, s)]
-    jumps = sum(b != (a[0], a[1] + 1) for a, b in zip(line, line[1:], strict=False))
+    jumps = sum(b != (a[0], a[1] + 1) for a, b in pairwise(line))
     assert jumps <= len(order.shard_sizes)
 
 
@@ -148,7 +154,9 @@ def test_steps_run_on_over_epochs():
 
 def test_order_is_the_same_in_every_numpy_release():
     """A resumed run may meet another numpy: the draws use only what numpy promises to keep."""
-    order = make_order(shard_sizes=(5, 5), batch_size=2, num_groups=1, streams_per_group=1, window=4, seed=(0,))
+    order = make_order(
+        shard_sizes=(5, 5), batch_size=2, num_groups=1, streams_per_group=1, window=4, seed=(0,)
+    )
     assert epoch_batches(order, 0)[:3] == [[(0, 3), (0, 2)], [(1, 0), (0, 4)], [(1, 4), (1, 2)]]
 
 

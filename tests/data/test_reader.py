@@ -24,7 +24,9 @@ def read(shards, *, batch_size=4, num_workers=0, rank=0, world_size=1):
 @pytest.mark.parametrize("num_workers", [0, 2])
 @pytest.mark.parametrize("world_size", [1, 2, 4, 7])
 @pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
-def test_every_sample_is_read_by_one_rank_and_ranks_run_equally_often(tmp_path, suffix, world_size, num_workers):
+def test_every_sample_is_read_by_one_rank_and_ranks_run_equally_often(
+    tmp_path, suffix, world_size, num_workers
+):
     shards = open_shards(write_shards(tmp_path, SIZES, suffix=suffix), key="k")
     ranks = [read(shards, num_workers=num_workers, rank=r, world_size=world_size) for r in range(world_size)]
     assert {len(batches) for batches in ranks} == {-(-5 // world_size)}
@@ -35,7 +37,9 @@ def test_every_sample_is_read_by_one_rank_and_ranks_run_equally_often(tmp_path, 
             assert batch.indices.tolist() == list(range(first, min(first + 4, 17)))
             assert len(batch.images) == max(1, len(batch.indices))
             assert len(batch.records) == len(batch.indices)
-            rows |= dict(zip(batch.indices.tolist(), zip(batch.images, batch.records, strict=False), strict=False))
+            rows |= dict(
+                zip(batch.indices.tolist(), zip(batch.images, batch.records, strict=False), strict=False)
+            )
     assert sorted(rows) == list(range(17))
     for row, (image, record) in rows.items():
         assert record["key"] == f"{row:06d}"

@@ -51,7 +51,7 @@ def test_a_pattern_that_names_nothing_says_which(folder, patterns, error, messag
 
 
 def test_no_pattern_at_all_is_an_error():
-    with pytest.raises(DataError, match="data.train.shards is empty"):
+    with pytest.raises(DataError, match=r"data\.train\.shards is empty"):
         expand_shards([], key="data.train.shards")
 
 

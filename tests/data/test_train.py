@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import pytest
 from small_shards import sample, tokenize, train_data, write_shards
 
@@ -25,10 +28,13 @@ def mixed(share):
         ),
         (mixed(None), "data.mix.extra.share=None must be a share of every batch between 0 and 1"),
         (mixed(1.5), "data.mix.extra.share=1.5 must be"),
-        (mixed(0.3), "data.mix.extra.share=0.3 of data.global_batch_size=8 is 2.4 samples.*; use 0.5$"),
+        (
+            mixed(0.3),
+            "data.mix.extra.share=0.3 of data.global_batch_size=8 is 2.4 samples.*; use a multiple of 0.5, ",
+        ),
         (
             {"global_batch_size": 16, **mixed(0.3)},
-            "data.streams_per_group=4; use 0.25, 0.5 or 0.75$",
+            "data.streams_per_group=4; use a multiple of 0.25, or lower",
         ),
         (
             {
@@ -49,14 +55,18 @@ def test_a_wrong_number_names_its_key_and_what_works(changes, message):
 
 def test_ranks_that_do_not_divide_the_streams_are_refused(tmp_path):
     data = train_data(write_shards(tmp_path, [8]))
-    with pytest.raises(ConfigError, match=r"3 ranks do not divide data.streams_per_group=4; run 1, 2 or 4 ranks"):
+    with pytest.raises(
+        ConfigError, match=r"3 ranks do not divide data.streams_per_group=4; run 1, 2 or 4 ranks"
+    ):
         data.check_world_size(3)
     with pytest.raises(ConfigError, match="8 ranks do not divide"):
         data.open().loader(tokenize, start_step=0, stop_step=1, rank=0, world_size=8)
 
 
 def test_fewer_samples_than_a_batch_are_refused_with_both_numbers(tmp_path):
-    with pytest.raises(DataError, match=r"data.train.shards hold 7 samples, fewer than the 8 .*global_batch_size=8"):
+    with pytest.raises(
+        DataError, match=r"data.train.shards hold 7 samples, fewer than the 8 .*global_batch_size=8"
+    ):
         train_data(write_shards(tmp_path, [3, 4])).open()
 
 
@@ -66,8 +76,9 @@ def test_shards_without_captions_are_refused_with_what_they_have(tmp_path):
     with pytest.raises(DataError) as caught:
         data.open()
     assert str(caught.value) == (
-        "data.train.captions=['caption', 'json.caption_fr'] beside an image (jpg, png, jpeg, webp) is in none of "
-        f"the first samples of {tmp_path}/00000.tar; they have: png, txt, json.caption_en, json.caption_zh"
+        f"none of the first samples of {tmp_path}/00000.tar has caption or json.caption_fr "
+        "(data.train.captions) beside an image (jpg, png, jpeg, webp); "
+        "they have: png, txt, json, cls, json.caption_en, json.caption_zh"
     )
 
 
@@ -102,3 +113,10 @@ def test_a_limit_on_captions_is_shared_among_sources(tmp_path):
     extra = Source(shards=write_shards(tmp_path / "extra", [20]), captions="json.caption_en", share=0.5)
     captions = list(train_data(main, mix={"extra": extra}).open().captions(limit=6))
     assert [caption.split()[0] for caption in captions] == ["caption"] * 3 + ["number"] * 3
+
+
+def test_importing_the_data_layer_is_light():
+    heavy = ("transformers", "webdataset", "pyarrow", "fsspec", "lightning", "timm")
+    code = f"import sys, vlm.data; print([name for name in {heavy} if name in sys.modules])"
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.strip() == "[]"

@@ -18,7 +18,12 @@ def preprocess(**changes) -> Preprocess:
 
 
 def augment(**changes) -> Augment:
-    values = dict(crop_scale=[1.0, 1.0], crop_ratio=[1.0, 1.0], color_jitter=0.0, flip_probability=0.0)
+    values = {
+        "crop_scale": [1.0, 1.0],
+        "crop_ratio": [1.0, 1.0],
+        "color_jitter": 0.0,
+        "flip_probability": 0.0,
+    }
     return Augment(**{**values, **changes})
 
 
@@ -53,14 +58,10 @@ def test_longest_puts_the_whole_image_on_the_background():
     assert result[:, :2].flatten(1).unique(dim=1).flatten().tolist() == [9, 8, 7]
 
 
-@pytest.mark.parametrize(
-    ("mode", "clear"), [("RGBA", (200, 0, 0, 0)), ("LA", (100, 0)), ("PA", None)]
-)
+@pytest.mark.parametrize(("mode", "clear"), [("RGBA", (200, 0, 0, 0)), ("LA", (100, 0)), ("PA", None)])
 def test_transparent_pixels_show_the_background(mode, clear):
-    if mode == "PA":
-        data = image_bytes(0, mode="P", transparency=0)
-    else:
-        data = image_bytes(clear, mode=mode)
+    palette = mode == "PA"
+    data = image_bytes(0, mode="P", transparency=0) if palette else image_bytes(clear, mode=mode)
     result = preprocess(background=[10, 20, 30])(open_image(data))
     assert result.flatten(1).unique(dim=1).flatten().tolist() == [10, 20, 30]
 
@@ -111,7 +112,7 @@ def test_an_image_of_more_pixels_than_pillow_allows_is_unreadable(monkeypatch):
 def test_preprocess_survives_json():
     values = json.loads(json.dumps(PREPROCESS.to_mapping()))
     assert Preprocess.from_mapping(values) == PREPROCESS
-    with pytest.raises(ConfigError, match="preprocess.mean is not a key"):
+    with pytest.raises(ConfigError, match=r"preprocess\.mean is not a key"):
         Preprocess.from_mapping({**values, "mean": 0})
 
 
@@ -165,7 +166,10 @@ def test_a_crop_that_can_never_fit_is_the_largest_in_the_centre():
         (lambda: preprocess(image_size=0), "data.preprocess.image_size=0"),
         (lambda: preprocess(background=[0, 0, 256]), r"data.preprocess.background=\[0, 0, 256\]"),
         (lambda: preprocess(background=[0]), r"data.preprocess.background=\[0\]"),
-        (lambda: preprocess(resize_mode="short"), "data.preprocess.resize_mode='short' is unknown; use shortest"),
+        (
+            lambda: preprocess(resize_mode="short"),
+            "data.preprocess.resize_mode='short' is unknown; use shortest",
+        ),
         (lambda: preprocess(interpolation="area"), "data.preprocess.interpolation='area'"),
         (lambda: augment(crop_scale=[0.9, 0.5]), "data.augment.crop_scale="),
         (lambda: augment(crop_scale=[0.9, 1.5]), "data.augment.crop_scale=.* at most 1"),

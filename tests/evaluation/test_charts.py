@@ -9,11 +9,11 @@ from vlm.evaluation.charts import MAX_POINTS, Curve, draw, number, read_curves, 
 @pytest.mark.parametrize(
     ("low", "high", "expected"),
     [
-        (0, 1, [0, 0.5, 1]),
+        (0.0, 1.0, [0, 0.5, 1]),
         (0.9, 4.6, [1, 2, 3, 4]),
-        (120, 3000, [1000, 2000, 3000]),
-        (5, 5, [5]),
-        (-1, 1, [-1, -0.5, 0, 0.5, 1]),
+        (120.0, 3000.0, [1000, 2000, 3000]),
+        (5.0, 5.0, [5]),
+        (-1.0, 1.0, [-1, -0.5, 0, 0.5, 1]),
     ],
 )
 def test_ticks_are_round_numbers_within_the_range(low: float, high: float, expected: list[float]) -> None:
@@ -22,7 +22,7 @@ def test_ticks_are_round_numbers_within_the_range(low: float, high: float, expec
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(0, "0"), (1234567, "1,234,567"), (3.14159, "3.142"), (0.5, "0.5"), (1e-5, "1e-05"), (100.0, "100")],
+    [(0.0, "0"), (1234567.0, "1,234,567"), (3.14159, "3.142"), (0.5, "0.5"), (1e-5, "1e-05"), (100.0, "100")],
 )
 def test_numbers_have_four_digits_and_no_needless_zeros(value: float, expected: str) -> None:
     assert number(value) == expected
@@ -50,4 +50,4 @@ def test_drawing_is_well_formed_and_stays_inside(count: int) -> None:
 
 
 def test_a_constant_curve_can_be_drawn() -> None:
-    ElementTree.fromstring(draw(Curve(name="train/lr", points=[(0, 2.0), (10, 2.0)])))
+    ElementTree.fromstring(draw(Curve(name="train/lr", points=[(0.0, 2.0), (10.0, 2.0)])))

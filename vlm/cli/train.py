@@ -1,6 +1,7 @@
 """`train`: compose, validate, build, call."""
 
 from pathlib import Path
+from typing import Any
 
 import hydra
 from omegaconf import DictConfig
@@ -10,42 +11,45 @@ from vlm.settings import build, config_dir, register_schemas, resolve
 
 register_schemas()
 
+COMPONENTS = (
+    "make_data",
+    "data",
+    "tokenizer",
+    "objective",
+    "optimizer",
+    "schedule",
+    "trainer",
+    "checkpoint",
+    "evaluation",
+)
+
 
 @hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
 @user_errors
 def main(config: DictConfig) -> None:
     """Entry point of the command `train`."""
-    values = resolve(config)
+    folder = train_from(resolve(config))
+    print(f"{folder} is trained; score it with: vlm evaluate run={folder}")
+
+
+def train_from(values: dict[str, Any]) -> Path:
+    """Build every component of a resolved configuration, then train. Returns the run's folder."""
     # Towers and Lightning take seconds to import: `train --help` and a misspelt key should not wait for them.
     from vlm.models import ModelSpec
     from vlm.training import Run, train
 
-    folder = train(
+    return train(
         Run(
             folder=Path(values["paths"]["runs"]) / values["run"]["name"],
             resume=values["run"]["resume"],
             seed=values["run"]["seed"],
             model=ModelSpec.from_mapping(values["model"], key="model"),
-            evaluators=build((values["suite"] or {}).get("evaluators", {}), "suite.evaluators"),
+            evaluators=build(values["suite"]["evaluators"], "suite.evaluators"),
             loggers=tuple(build(values["logger"], "logger").values()),
             config=values,
-            **{
-                name: build(values[name], name)
-                for name in (
-                    "make_data",
-                    "data",
-                    "tokenizer",
-                    "objective",
-                    "optimizer",
-                    "schedule",
-                    "trainer",
-                    "checkpoint",
-                    "evaluation",
-                )
-            },
+            **{name: build(values[name], name) for name in COMPONENTS},
         )
     )
-    print(f"{folder} is trained; score it with: vlm evaluate run={folder}")
 
 
 if __name__ == "__main__":

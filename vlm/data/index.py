@@ -7,6 +7,7 @@ or by one pass over the tar, and kept beside the shards, or in a cache folder wh
 """
 
 import hashlib
+import io
 import json
 import logging
 import os
@@ -57,17 +58,11 @@ def read_offsets(url: str) -> Int64[ndarray, "n"] | None:
     import pyarrow.parquet as pq
 
     for place in (folder, str(_cache(folder))):
-        path = _join(place, _offsets_name(name))
-        try:
-            if is_local(path):
-                with open(path, "rb") as file:
-                    return _column(pq.ParquetFile(file))
-            import fsspec
-
-            with fsspec.open(path, "rb") as file:
-                return _column(pq.ParquetFile(file))
-        except FileNotFoundError:
-            continue
+        data = _read_bytes(_join(place, _offsets_name(name)))
+        if data is not None:
+            column = pq.ParquetFile(io.BytesIO(data)).read(columns=["offset"], use_threads=False)["offset"]
+            offsets: ndarray = column.to_numpy()
+            return offsets
     return None
 
 
@@ -118,11 +113,6 @@ def _offsets_name(name: str) -> str:
     return f"{_stem(name)}.index.parquet"
 
 
-def _column(file: Any) -> Int64[ndarray, "n"]:
-    offsets: ndarray = file.read(columns=["offset"], use_threads=False)["offset"].to_numpy()
-    return offsets
-
-
 def _folder_sizes(folder: str, names: Sequence[str]) -> dict[str, int]:
     home = _home(folder)
     known = _known_sizes(folder, home, names)
@@ -162,23 +152,27 @@ def _read_sizes(folder: str) -> dict[str, int]:
 
 def _read_json(path: str) -> dict[str, Any]:
     """A small json file, local or not; empty if there is none."""
-    if path.startswith(_PIPE):
-        return {}
+    data = _read_bytes(path)
     try:
-        if is_local(path):
-            data = Path(path).read_bytes()
-        else:
-            import fsspec
-
-            with fsspec.open(path, "rb") as file:
-                data = file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    try:
-        values = json.loads(data)
+        values = json.loads(data or "{}")
     except ValueError as error:
         raise DataError(f"{path} is no json: {error}; delete it to have the shards counted again") from None
     return values if isinstance(values, dict) else {}
+
+
+def _read_bytes(path: str) -> bytes | None:
+    if path.startswith(_PIPE):
+        return None
+    try:
+        if is_local(path):
+            return Path(path).read_bytes()
+        import fsspec
+
+        with fsspec.open(path, "rb") as file:
+            data: bytes = file.read()
+            return data
+    except (FileNotFoundError, NotADirectoryError):
+        return None
 
 
 def _home(folder: str) -> Path:

@@ -87,13 +87,12 @@ def draw_caption(record: Mapping[str, Any], fields: Sequence[str], *, rng: rando
 
 
 def field_names(record: Mapping[str, Any]) -> list[str]:
-    """The fields of a record that hold text, as `captions` names them."""
+    """The fields within members that hold text, as `json.caption_en`."""
     names = []
     for name, value in record.items():
         if isinstance(value, Mapping):
+            names += [f"{name}.{inner}" for inner in value if _strings(value[inner])]
             names += [f"{name}.{inner}" for inner in field_names(value)]
-        elif name != "key" and _strings(value):
-            names.append(name)
     return names
 
 

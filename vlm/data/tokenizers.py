@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import tokenizers
 import torch
@@ -202,6 +202,7 @@ def from_transformers(name: str | Path, *, context_length: int) -> Tokenizer:
     return Tokenizer(tokenizer, context_length=context_length)
 
 
+@runtime_checkable
 class TokenizerRecipe(Protocol):
     """What `tokenizer` of the configuration describes; checked when made, before any data is opened."""
 

@@ -216,11 +216,11 @@ def _check_captions(shards: ShardSet, fields: tuple[str, ...], *, key: str) -> N
         if has_image and record_captions(record, fields):
             cursor.close()
             return
-        seen |= dict.fromkeys([*(name for name in raw.members if name not in record), *field_names(record)])
+        seen |= dict.fromkeys([*raw.members, *field_names(record)])
     cursor.close()
     raise DataError(
-        f"{key}.captions={list(fields)} and an image ({', '.join(IMAGE_EXTENSIONS)}) are in none of the "
-        f"first samples of {shards.urls[0]}; they have: {', '.join(seen) or 'nothing readable'}"
+        f"none of the first samples of {shards.urls[0]} has {' or '.join(fields)} ({key}.captions) beside an "
+        f"image ({', '.join(IMAGE_EXTENSIONS)}); they have: {', '.join(seen) or 'nothing readable'}"
     )
 
 
@@ -234,11 +234,10 @@ def _check_share(share: float | None, *, key: str, batch_size: int, multiple: in
         raise ConfigError(f"{key}={share} must be a share of every batch between 0 and 1")
     samples = share * batch_size
     if abs(samples - round(samples)) > 1e-6 * batch_size or round(samples) % multiple:
-        works = [f"{m / batch_size:g}" for m in range(multiple, batch_size, multiple)]
-        examples = works if len(works) <= 8 else sorted(works, key=lambda v: abs(float(v) - share))[:2]
         raise ConfigError(
             f"{key}={share:g} of data.global_batch_size={batch_size} is {samples:g} samples, which is no "
-            f"multiple of data.streams_per_group={multiple}; use e.g. {_alternatives(examples)}"
+            f"multiple of data.streams_per_group={multiple}; use a multiple of {multiple / batch_size:g}, "
+            f"or lower data.streams_per_group"
         )
 
 

@@ -4,7 +4,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vlm.data import open_shards, read_records
 from vlm.errors import ConfigError, DataError
@@ -19,6 +19,7 @@ class ClassNames:
     labels: list[Label]
 
 
+@runtime_checkable
 class ClassSource(Protocol):
     """Something that class names can be read from."""
 

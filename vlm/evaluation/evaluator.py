@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 from vlm.inference import Embedder
 
@@ -23,6 +23,7 @@ class Result:
     `details["pictures"]` lists all that are used."""
 
 
+@runtime_checkable
 class Evaluator(Protocol):
     """One evaluation of a model; its name is its key in `suite.evaluators`.
 

@@ -1,5 +1,6 @@
 """AdamW with the field's usual parameter groups."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +18,7 @@ class AdamW:
     """
 
     lr: float
-    betas: tuple[float, float]
+    betas: Sequence[float]
     eps: float
     weight_decay: float
 
@@ -40,4 +41,4 @@ class AdamW:
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
-        return torch.optim.AdamW(groups, lr=self.lr, betas=self.betas, eps=self.eps, fused=True)
+        return torch.optim.AdamW(groups, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True)

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -114,6 +114,7 @@ class EvaluateEvery:
             )
 
 
+@runtime_checkable
 class DataMaker(Protocol):
     """Something that writes shards where they are not there yet."""
 

@@ -1,0 +1,58 @@
+"""Compose configurations in process, and make them small enough for a test."""
+
+from pathlib import Path
+from typing import Any
+
+from hydra import compose, initialize_config_dir
+
+from vlm.data.toy import write_toy
+from vlm.settings import config_dir, register_schemas, resolve
+
+TINY_MODEL = [
+    "model.embed_dim=16",
+    "model.image={name: vit_tiny_patch16_224, image_size: 32, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5],"
+    " pretrained: false, options: {patch_size: 16, embed_dim: 24, depth: 1, num_heads: 3}}",
+    "model.text.width=24",
+    "model.text.layers=1",
+    "model.text.heads=3",
+    "tokenizer.vocab_size=400",
+]
+SIZES = {"num_train": 200, "num_test": 24, "num_held_out": 24, "num_choice": 24}
+
+
+def make_toy(folder: Path) -> Path:
+    """Write toy shards that `tiny_overrides(folder, …)` train on."""
+    write_toy(folder / "data" / "toy", **SIZES, image_size=32, seed=0, progress=False)
+    return folder
+
+
+def tiny_overrides(folder: Path, *overrides: str) -> list[str]:
+    """`experiment=toy` at a size that takes seconds."""
+    return [
+        "experiment=toy",
+        f"paths.data={folder}/data",
+        f"paths.runs={folder}/runs",
+        *(f"make_data.{name}={count}" for name, count in SIZES.items()),
+        "make_data.image_size=32",
+        "make_data.seed=0",
+        *TINY_MODEL,
+        "data.global_batch_size=32",
+        "data.streams_per_group=4",
+        "data.stream_groups=2",
+        "data.num_workers=0",
+        "trainer.max_steps=8",
+        "trainer.log_every_n_steps=1",
+        "trainer.accelerator=cpu",
+        "trainer.devices=1",
+        "schedule.warmup_steps=2",
+        "checkpoint.every_n_steps=4",
+        "evaluation.every_n_steps=8",
+        *overrides,
+    ]
+
+
+def composed(overrides: list[str], *, name: str = "train") -> dict[str, Any]:
+    """The resolved configuration, as the command makes it."""
+    register_schemas()
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        return resolve(compose(name, overrides))

@@ -1,0 +1,133 @@
+import csv
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from toy_run import composed, tiny_overrides
+
+import vlm
+from vlm.cli.train import train_from
+from vlm.errors import ConfigError
+
+
+def losses(run: Path) -> dict[int, float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]}
+
+
+def train(toy: Path, *overrides: str) -> Path:
+    return train_from(composed(tiny_overrides(toy, *overrides)))
+
+
+@pytest.fixture(scope="module")
+def finished(toy: Path) -> Path:
+    return train(toy, "run.name=finished")
+
+
+def test_a_run_logs_every_promised_number(finished: Path) -> None:
+    with (finished / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    promised = {
+        "train/loss",
+        "train/loss/itc",
+        "train/lr",
+        "train/logit_scale",
+        "train/grad_norm",
+        "time/samples_per_s",
+        "time/data_wait_share",
+        "memory/peak_gib",
+        "data/substituted",
+    }
+    assert promised <= rows[0].keys()
+    assert all(rows[0][name] for name in promised)
+    assert [int(row["step"]) for row in rows if row["train/loss"]] == list(range(1, 9))
+    assert "eval/held_out_en/acc1" in rows[-1]
+    assert rows[-1]["eval/choice_zh/swapped_acc"]
+
+
+def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(toy: Path, finished: Path) -> None:
+    cut = finished.parent / "cut"
+    shutil.copytree(finished, cut)
+    shutil.rmtree(cut / "checkpoints" / "step_00000008")
+    train(toy, "run.name=cut", "run.resume=true")
+    assert losses(cut) == losses(finished)
+    weights = [vlm.load(run).model.state_dict() for run in (cut, finished)]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+
+
+def test_resuming_a_finished_run_does_nothing(toy: Path, finished: Path) -> None:
+    before = (finished / "metrics.csv").read_bytes()
+    train(toy, "run.name=finished", "run.resume=true")
+    assert (finished / "metrics.csv").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("run.resume=false", r"finished is not empty; go on with it by run\.resume=true"),
+        ("optimizer.lr=0.5", r"optimizer\.lr: was 0\.001, is 0\.5"),
+        ("data.global_batch_size=64", r"data\.global_batch_size: was 32, is 64"),
+        ("trainer.max_steps=9", r"trainer\.max_steps: was 8, is 9"),
+    ],
+)
+def test_another_run_in_the_same_folder_is_refused(
+    toy: Path, finished: Path, override: str, message: str
+) -> None:
+    before = sorted((finished / "checkpoints").iterdir())
+    with pytest.raises(ConfigError, match=message):
+        train(toy, "run.name=finished", "run.resume=true", override)
+    assert sorted((finished / "checkpoints").iterdir()) == before
+
+
+def test_two_ranks_with_workers_train_like_one_without(toy: Path, finished: Path) -> None:
+    overrides = tiny_overrides(toy, "run.name=two", "trainer.devices=2", "data.num_workers=1")
+    command = [sys.executable, "-m", "vlm.cli.train", *overrides]
+    subprocess.run(command, check=True, capture_output=True, timeout=280)
+    two, one = losses(toy / "runs" / "two"), losses(finished)
+    assert two.keys() == one.keys()
+    assert [two[step] for step in two] == pytest.approx([one[step] for step in one], abs=1e-5)
+
+
+def test_bf16_trains(toy: Path) -> None:
+    run = train(toy, "run.name=bf16", "trainer.precision=bf16-mixed", "trainer.max_steps=4", "suite=none")
+    values = losses(run)
+    assert len(values) == 4
+    assert all(torch.isfinite(torch.tensor(v)) for v in values.values())
+
+
+def test_wandb_logs_offline(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    run = train(toy, "run.name=w", "logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=3", "suite=none")
+    assert list((run / "wandb").glob("offline-run-*"))
+
+
+def test_the_checkpoint_describes_the_run(finished: Path) -> None:
+    checkpoint = finished / "checkpoints" / "step_00000008"
+    config: dict[str, Any] = json.loads((checkpoint / "config.json").read_text())
+    assert config["optimizer"]["lr"] == 1e-3
+    assert sorted(path.name for path in checkpoint.iterdir()) == [
+        "config.json",
+        "model.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "tokenizer.json",
+    ]
+
+
+def test_warm_up_longer_than_the_run_is_refused_before_anything_is_written(toy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"schedule\.warmup_steps=8"):
+        train(toy, "run.name=never", "schedule.warmup_steps=8")
+    assert not (toy / "runs" / "never").exists()
+
+
+def test_equal_captions_are_masked_when_the_key_says_so(toy: Path) -> None:
+    run = train(
+        toy, "run.name=masked", "objective.mask_equal_captions=true", "trainer.max_steps=3", "suite=none"
+    )
+    with (run / "metrics.csv").open(newline="") as file:
+        assert all(row["train/equal_captions"] for row in csv.DictReader(file))
