@@ -8,7 +8,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # `from gloo import run_gloo` al
 
 @pytest.fixture(scope="session")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with small toy shards under `data/toy`; runs of tests go beside it, under names of their own."""
+    """A folder with small toy shards under `data/toy`; runs go to `runs`, each under a name of its own."""
     from toy_run import make_toy
 
     return make_toy(tmp_path_factory.mktemp("toy"))

@@ -138,6 +138,19 @@ def test_order_depends_on_the_seed_and_the_epoch():
     assert epoch_batches(order, 0) != epoch_batches(order, 1)
 
 
+def test_shards_stand_in_another_circle_for_each_seed_and_epoch():
+    circles = set()
+    for seed in range(4):
+        for epoch in range(4):
+            order = make_order(
+                shard_sizes=(1,) * 64, batch_size=64, num_groups=1, streams_per_group=1, seed=(seed,)
+            )
+            line = [run.shard for run in order.runs(epoch=epoch, group=0, stream=0)]
+            start = line.index(0)
+            circles.add(tuple(line[start:] + line[:start]))
+    assert len(circles) == 16
+
+
 def test_what_an_epoch_leaves_out_differs_by_epoch():
     order = make_order(shard_sizes=(15,), batch_size=8)
     everything = {(0, row) for row in range(15)}

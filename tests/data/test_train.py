@@ -84,7 +84,7 @@ def test_shards_without_captions_are_refused_with_what_they_have(tmp_path):
 
 def test_shards_without_images_are_refused(tmp_path):
     change = {f"{n:06d}": {"mp4": b"", "txt": b"a"} for n in range(20)}
-    with pytest.raises(DataError, match="they have: mp4, txt$"):
+    with pytest.raises(DataError, match=r"they have: mp4, txt$"):
         train_data(write_shards(tmp_path, [20], change=change)).open()
 
 

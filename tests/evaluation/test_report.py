@@ -29,6 +29,7 @@ class Page(HTMLParser):
         super().__init__()
         self.open: list[str] = []
         self.loaded: list[str] = []
+        self.links: list[str] = []
         self.languages: dict[str, str] = {}
         self.words: list[str] = []
         self.ids: list[str] = []
@@ -42,7 +43,8 @@ class Page(HTMLParser):
             self.open.append(tag)
         if tag == "img":
             assert values["alt"], "a picture without words for it"
-        self.loaded += [str(values[name]) for name in ("src", "href", "srcset", "data") if name in values]
+        self.loaded += [str(values[name]) for name in ("src", "srcset", "data", "action") if name in values]
+        self.links += [str(values["href"])] if "href" in values else []
         self.ids += [str(values["id"])] if "id" in values else []
         self._language = values.get("lang") or self._language
         assert tag not in {"script", "link", "iframe", "object"}
@@ -88,6 +90,8 @@ def test_page_is_well_formed_and_loads_nothing(written: tuple[Path, dict[str, Re
     assert "url(" not in text
     assert "@import" not in text
     assert len(page.ids) == len(set(page.ids))
+    assert page.links == ["#names", "#search", "#choice"]
+    assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
 
 
 def test_page_shows_scores_with_chance_and_all_examples(written: tuple[Path, dict[str, Result]]) -> None:

@@ -6,7 +6,15 @@ import torch
 from tiny import save_tiny, tiny_loaded
 
 from vlm.errors import CheckpointError
-from vlm.inference import latest_checkpoint, load, load_weights, read_config, read_description, save_model
+from vlm.inference import (
+    latest_checkpoint,
+    load,
+    load_weights,
+    read_config,
+    read_description,
+    read_weights,
+    save_model,
+)
 
 
 def test_a_loaded_model_computes_what_the_saved_one_did(tmp_path: Path) -> None:
@@ -28,7 +36,7 @@ def test_weights_of_any_precision_are_stored_as_fp32(tmp_path: Path) -> None:
         tmp_path, weights=weights, spec=loaded.model.spec, preprocess=loaded.preprocess,
         tokenizer=loaded.tokenizer, step=1, config={},
     )  # fmt: skip
-    assert {value.dtype for value in load(tmp_path).model.state_dict().values()} == {torch.float32}
+    assert {value.dtype for value in read_weights(tmp_path).values()} == {torch.float32}
 
 
 def test_description_tells_step_model_and_versions(tmp_path: Path) -> None:

@@ -60,11 +60,21 @@ def test_every_module_keeps_its_own_mode(shards: str) -> None:
     assert {True, False} == set(before)
 
 
-def test_training_can_go_on_after_an_embedding(shards: str) -> None:
+def test_what_a_module_keeps_from_an_embedding_still_serves_training(
+    shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     loaded = tiny_loaded()
+    kept: list[torch.Tensor] = []
+    encode = loaded.model.encode_image
+
+    def encode_and_keep(image: torch.Tensor) -> torch.Tensor:
+        kept.append(loaded.model.logit_scale * 2)  # as a sharded model keeps what it gathers
+        return encode(image)
+
+    monkeypatch.setattr(loaded.model, "encode_image", encode_and_keep)
     embedder(loaded).images(shards)
-    loaded.model.encode_image(torch.zeros(1, 3, 16, 16, dtype=torch.uint8)).sum().backward()
-    assert loaded.model.image_projection.weight.grad is not None
+    assert not kept[0].requires_grad
+    (kept[0] * loaded.model.logit_scale).sum().backward()
 
 
 def test_shards_that_match_nothing_are_a_data_error(tmp_path: Path) -> None:

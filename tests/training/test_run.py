@@ -17,7 +17,9 @@ from vlm.errors import ConfigError
 
 def losses(run: Path) -> dict[int, float]:
     with (run / "metrics.csv").open(newline="") as file:
-        return {int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]}
+        return {
+            int(row["step"]): float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]
+        }
 
 
 def train(toy: Path, *overrides: str) -> Path:
@@ -102,7 +104,9 @@ def test_bf16_trains(toy: Path) -> None:
 
 def test_wandb_logs_offline(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
-    run = train(toy, "run.name=w", "logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=3", "suite=none")
+    run = train(
+        toy, "run.name=w", "logger=wandb", "logger.wandb.offline=true", "trainer.max_steps=3", "suite=none"
+    )
     assert list((run / "wandb").glob("offline-run-*"))
 
 

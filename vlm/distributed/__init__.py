@@ -1,7 +1,7 @@
 """Ranks and collectives; everything here is a no-op in one process."""
 
 from vlm.distributed.collectives import barrier, gather_objects, gather_rows, mean_over_ranks, sum_over_ranks
-from vlm.distributed.launch import process_group
+from vlm.distributed.launch import is_main_process, process_group
 from vlm.distributed.topology import Topology
 
 __all__ = [
@@ -9,6 +9,7 @@ __all__ = [
     "barrier",
     "gather_objects",
     "gather_rows",
+    "is_main_process",
     "mean_over_ranks",
     "process_group",
     "sum_over_ranks",

@@ -12,7 +12,7 @@ from vlm.distributed.topology import Topology
 
 @contextmanager
 def process_group() -> Iterator[Topology]:
-    """Join the ranks that torchrun or srun started with RANK, WORLD_SIZE and MASTER_ADDR; alone without them."""
+    """Join the ranks that a launcher started with RANK, WORLD_SIZE and MASTER_ADDR; alone without them."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1 or dist.is_initialized():
         yield Topology.current()
         return
@@ -23,3 +23,9 @@ def process_group() -> Iterator[Topology]:
         yield Topology.current()
     finally:
         dist.destroy_process_group()
+
+
+def is_main_process() -> bool:
+    """Whether this process will be rank 0, told before process groups exist by what launchers set."""
+    ranks = (os.environ.get(name, "0") for name in ("RANK", "SLURM_PROCID", "NODE_RANK", "LOCAL_RANK"))
+    return all(rank == "0" for rank in ranks)

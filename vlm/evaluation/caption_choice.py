@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from vlm.errors import DataError
-from vlm.evaluation.evaluator import Result, spread
+from vlm.evaluation.evaluator import Result, records_of, spread
 from vlm.evaluation.fields import captions_of
 from vlm.inference import Embedder
 
@@ -42,6 +42,11 @@ class CaptionChoice:
         self.shards = shards
         self.caption = caption
         self.negatives = dict(negatives)
+
+    def check(self) -> None:
+        records = records_of(self.shards)
+        for kind in self.negatives:
+            self._pairs(records, kind)
 
     def __call__(self, embedder: Embedder) -> Result:
         images = embedder.images(self.shards)

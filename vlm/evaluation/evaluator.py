@@ -1,9 +1,10 @@
 """What an evaluation is, and how a suite of them is run."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
+from vlm.data import open_shards, read_records
 from vlm.inference import Embedder
 
 
@@ -32,10 +33,23 @@ class Evaluator(Protocol):
 
     def __call__(self, embedder: Embedder) -> Result: ...
 
+    def check(self) -> None:
+        """Read everything but the pictures, so that what is wrong there is said before any training.
+
+        Raises:
+            VlmError: what a call would raise.
+        """
+        ...
+
 
 def run_suite(evaluators: Mapping[str, Evaluator], embedder: Embedder) -> dict[str, Result]:
     """Run every evaluator, in the order given, on every rank."""
     return {name: evaluator(embedder) for name, evaluator in evaluators.items()}
+
+
+def records_of(shards: str | Sequence[str]) -> list[dict[str, Any]]:
+    """The records of a data set without its pictures."""
+    return list(read_records(open_shards(shards, key="shards")))
 
 
 def spread(count: int, *, wanted: int) -> list[int]:

@@ -104,6 +104,7 @@ def _by_task(parts: list[Part]) -> dict[str, list[Part]]:
 def _facts(description: Description, checkpoint: Path) -> dict[str, str]:
     """What the model is, in a few words a line."""
     image, text = description.model.image, description.model.text
+    options = [f"{name.replace('_', ' ')} {value}" for name, value in image.options.items()]
     parameters = sum(weight.numel() for weight in read_weights(checkpoint).values())
     text_facts = [text.kind.replace("_", " ")]
     text_facts += [
@@ -112,7 +113,7 @@ def _facts(description: Description, checkpoint: Path) -> dict[str, str]:
         if getattr(text, name, None) is not None
     ]
     return {
-        "Image tower": f"{image.name}, {image.image_size} px",
+        "Image tower": ", ".join([image.name, f"{image.image_size} px", *options]),
         "Text tower": ", ".join(text_facts),
         "Joint space": f"{description.model.embed_dim} dimensions",
         "Parameters": f"{parameters:,}",

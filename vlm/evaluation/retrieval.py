@@ -9,7 +9,7 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from vlm.errors import DataError
-from vlm.evaluation.evaluator import Result, spread
+from vlm.evaluation.evaluator import Result, records_of, spread
 from vlm.evaluation.fields import Label, captions_of, label_of
 from vlm.evaluation.ranking import chance_of_hit, group_sizes, rank_relevant, top_matches
 from vlm.inference import Embedder
@@ -36,6 +36,11 @@ class Retrieval:
         self.shards = shards
         self.captions = [captions] if isinstance(captions, str) else list(captions)
         self.relevance = relevance
+
+    def check(self) -> None:
+        records = records_of(self.shards)
+        self._captions(records)
+        self._groups(records)
 
     def __call__(self, embedder: Embedder) -> Result:
         images = embedder.images(self.shards)

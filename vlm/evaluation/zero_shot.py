@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,10 @@ from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.class_names import ClassNames, ClassSource
-from vlm.evaluation.evaluator import Result, spread
+from vlm.evaluation.evaluator import Result, records_of, spread
 from vlm.evaluation.fields import Label, label_of
 from vlm.evaluation.ranking import Ranking, chance_of_hit, group_sizes, rank_relevant, top_matches
-from vlm.inference import Embedder, ImageEmbeddings
+from vlm.inference import Embedder
 
 NUM_EXAMPLES = 12
 NUM_GUESSES = 3
@@ -45,17 +46,28 @@ class ZeroShot:
     ) -> None:
         self.shards = shards
         self.classes = classes
-        self._names: ClassNames | None = None
         self.label = label
-        self.templates = read_templates(templates)
+        self.templates = templates
+
+    @cached_property
+    def _names(self) -> ClassNames:
+        return self.classes.read()
+
+    @cached_property
+    def _sentences(self) -> list[str]:
+        return read_templates(self.templates)
+
+    def check(self) -> None:
+        self._labels(records_of(self.shards), set(self._names.labels))
+        _ = self._sentences
 
     def __call__(self, embedder: Embedder) -> Result:
         images = embedder.images(self.shards)
-        self._names = classes = self._names or self.classes.read()  # the same at every step of a training
+        classes = self._names
         ids = {value: number for number, value in enumerate(dict.fromkeys(classes.labels))}
         class_group = torch.tensor([ids[value] for value in classes.labels])
-        label = torch.tensor([ids[value] for value in self._labels(images, set(ids))])
-        vectors = class_vectors(embedder, classes.names, self.templates)
+        label = torch.tensor([ids[value] for value in self._labels(images.records, set(ids))])
+        vectors = class_vectors(embedder, classes.names, self._sentences)
         ranking = rank_relevant(images.features, vectors, query_group=label, gallery_group=class_group)
         examples = _examples(images.features, vectors, ranking, class_group, classes)
         return Result(
@@ -73,9 +85,9 @@ class ZeroShot:
             },
         )
 
-    def _labels(self, images: ImageEmbeddings, known: set[Label]) -> list[Label]:
-        labels = [label_of(record, self.label) for record in images.records]
-        for record, value in zip(images.records, labels, strict=True):
+    def _labels(self, records: list[dict[str, Any]], known: set[Label]) -> list[Label]:
+        labels = [label_of(record, self.label) for record in records]
+        for record, value in zip(records, labels, strict=True):
             if value not in known:
                 raise DataError(
                     f"sample {record['key']} has {self.label}={value!r}, which is not in the class list "

@@ -204,7 +204,6 @@ class Checkpoint(Pausing):
             self.folder / f"step_{module.step:08d}",
             self.loaded(module),
             trainer.optimizers[0],
-            spec=module.spec,
             step=module.step,
             config=self.config,
         )

@@ -12,7 +12,6 @@ from torch import nn
 
 from vlm.errors import CheckpointError
 from vlm.inference import Loaded, load_weights, read_description, read_weights, save_model
-from vlm.models import ModelSpec
 
 STATE = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter."""
@@ -23,7 +22,6 @@ def save(
     loaded: Loaded,
     optimizer: torch.optim.Optimizer,
     *,
-    spec: ModelSpec,
     step: int,
     config: Mapping[str, Any],
 ) -> None:
@@ -35,7 +33,7 @@ def save(
     save_model(
         draft,
         weights=loaded.model.state_dict(),
-        spec=spec,
+        spec=loaded.model.spec,
         preprocess=loaded.preprocess,
         tokenizer=loaded.tokenizer,
         step=step,
@@ -79,7 +77,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoin
 
 
 def _state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    names = {parameter: name for name, parameter in model.named_parameters()}
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
     return {
         f"{entry}/{names[parameter]}": state[entry].detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
+
+from vlm.distributed import Topology
 
 
 class CsvLogger(Logger):
@@ -35,10 +36,11 @@ class CsvLogger(Logger):
     def log_hyperparams(self, params: dict[str, Any] | Namespace, *args: Any, **kwargs: Any) -> None:
         """The resolved configuration has a file of its own."""
 
-    @rank_zero_only  # type: ignore[untyped-decorator]
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
         if step is None:
             raise ValueError("metrics need a step")
+        if not Topology.current().is_main:
+            return
         if self._rows is None:
             self._rows = self._read(before=step)
             self._columns = list(dict.fromkeys(["step", *(name for row in self._rows for name in row)]))

@@ -11,10 +11,10 @@ from typing import Any, Protocol, runtime_checkable
 import lightning as L
 import torch
 from lightning.pytorch.loggers.logger import Logger
-from lightning.pytorch.utilities.rank_zero import rank_zero_only
 
 from vlm.data import TrainData, TrainSet
 from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
+from vlm.distributed import is_main_process
 from vlm.errors import ConfigError
 from vlm.evaluation import Evaluator
 from vlm.inference import Loaded, latest_checkpoint, read_config
@@ -160,6 +160,9 @@ def train(run: Run) -> Path:
     run.data.check_world_size(trainer.world_size)
     start = _starting_point(run)
     data, tokenizer = _prepare(run)
+    if is_main_process():
+        for evaluator in run.evaluators.values():
+            evaluator.check()
     spec = run.model.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
     module = TrainingModule(
         spec,
@@ -223,7 +226,7 @@ def _fit(run: Run, trainer: L.Trainer, module: TrainingModule, data: TrainSet, t
 def _starting_point(run: Run) -> Path | None:
     """The checkpoint to resume from, or None for a new run; refuses a folder that holds another run."""
     if not run.resume:
-        if rank_zero_only.rank == 0 and run.folder.is_dir() and any(run.folder.iterdir()):
+        if is_main_process() and run.folder.is_dir() and any(run.folder.iterdir()):
             raise ConfigError(
                 f"{run.folder} is not empty; go on with it by run.resume=true, or choose another run.name"
             )
@@ -266,7 +269,7 @@ def _prepare(run: Run) -> tuple[TrainSet, Tokenizer]:
     the folder as it was.
     """
     config, tokenizer = run.folder / "config.json", run.folder / "tokenizer.json"
-    if rank_zero_only.rank == 0:
+    if is_main_process():
         if run.make_data is not None:
             run.make_data.make()
         data = run.data.open()

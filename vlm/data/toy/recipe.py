@@ -8,7 +8,7 @@ from vlm.data.toy.shards import write_toy
 
 @dataclass(frozen=True, kw_only=True)
 class ToyScenes:
-    """Writes the toy scenes into `out` where they are not there yet; the arguments are those of `write_toy`."""
+    """Writes the toy scenes into `out` unless they are there; the rest is for `write_toy`."""
 
     out: str
     num_train: int
