@@ -3,18 +3,14 @@
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from vlm.cli.errors import user_errors
+from vlm.cli.command import command
 from vlm.errors import ConfigError
-from vlm.settings import build, config_dir, register_schemas, resolve
-
-register_schemas()
+from vlm.settings import build, resolve
 
 
-@hydra.main(version_base="1.3", config_path=config_dir(), config_name="evaluate")
-@user_errors
+@command("evaluate")
 def main(config: DictConfig) -> None:
     """Entry point of `vlm evaluate`."""
     values = resolve(config)

@@ -2,11 +2,10 @@
 
 import sys
 
-import hydra
 from omegaconf import DictConfig
 
-from vlm.cli.errors import user_errors
-from vlm.settings import build, config_dir, resolve
+from vlm.cli.command import command
+from vlm.settings import build, resolve
 
 HELP = """usage: vlm shards VERB [key=value ...]
 
@@ -30,8 +29,7 @@ def main() -> None:
     verbs[verb]()
 
 
-@hydra.main(version_base="1.3", config_path=config_dir(), config_name="shards_toy")
-@user_errors
+@command("shards_toy")
 def toy(config: DictConfig) -> None:
     """Write the toy scenes."""
     values = resolve(config)
@@ -40,8 +38,7 @@ def toy(config: DictConfig) -> None:
     print(f"toy scenes are in {values['out']}; train on them with: train experiment=toy")
 
 
-@hydra.main(version_base="1.3", config_path=config_dir(), config_name="shards_index")
-@user_errors
+@command("shards_index")
 def index(config: DictConfig) -> None:
     """Count the samples of shards and note where each begins."""
     from vlm.data import open_shards

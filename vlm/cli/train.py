@@ -3,13 +3,10 @@
 from pathlib import Path
 from typing import Any
 
-import hydra
 from omegaconf import DictConfig
 
-from vlm.cli.errors import user_errors
-from vlm.settings import build, config_dir, register_schemas, resolve
-
-register_schemas()
+from vlm.cli.command import command
+from vlm.settings import build, resolve
 
 COMPONENTS = (
     "make_data",
@@ -24,8 +21,7 @@ COMPONENTS = (
 )
 
 
-@hydra.main(version_base="1.3", config_path=config_dir(), config_name="train")
-@user_errors
+@command("train")
 def main(config: DictConfig) -> None:
     """Entry point of the command `train`."""
     folder = train_from(resolve(config))

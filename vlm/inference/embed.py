@@ -1,6 +1,7 @@
 """Towers over data sets and lists of texts, on all ranks, in the order of the data."""
 
 import math
+import sys
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
@@ -133,5 +134,7 @@ class Embedder:
                 module.training = training
 
     def _bar(self, items: Iterable[T], what: str, *, total: int) -> Iterable[T]:
-        hidden = not (self.progress and self.topology.is_main and total > 1)
-        return tqdm(items, desc=f"embedding {what}", total=total, unit="batch", leave=False, disable=hidden)
+        shown = self.progress and self.topology.is_main and total > 1 and sys.stderr.isatty()
+        return tqdm(
+            items, desc=f"embedding {what}", total=total, unit="batch", leave=False, disable=not shown
+        )

@@ -27,7 +27,8 @@ class TimmTower(nn.Module):
 
     def __init__(self, spec: ImageTowerSpec) -> None:
         super().__init__()
-        self.trunk = _create(spec)
+        # Convolutions run faster on pixel-major memory (1.5 times for a RegNet on a CPU); a ViT has one only.
+        self.trunk = _create(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _check_patches(self.trunk, spec)
         self.width = _feature_width(self.trunk, spec)
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
@@ -37,7 +38,7 @@ class TimmTower(nn.Module):
         """One vector an image; a floating-point image is taken as already normalised."""
         if not image.is_floating_point():
             image = (image.to(self.mean.dtype) / 255 - self.mean) / self.std
-        return cast(Tensor, self.trunk(image))
+        return cast(Tensor, self.trunk(image.contiguous(memory_format=torch.channels_last)))
 
 
 def _create(spec: ImageTowerSpec) -> nn.Module:

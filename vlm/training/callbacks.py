@@ -76,7 +76,7 @@ class StepLog(L.Callback):
             self._bar.update(1)
         if module.step % self.every_n_steps and module.step != self.max_steps:
             return
-        metrics = averaged({**outputs["metrics"], **self._rates(module.step)})
+        metrics = averaged({**outputs["metrics"], **self._rates(module.step)}, device=module.device)
         metrics["data/substituted"] = sum_over_ranks(self.substituted).item()
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=module.step)

@@ -69,7 +69,7 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoin
     for name, parameter in model.named_parameters():
         state = {entry: stored.pop(f"{entry}/{name}") for entry in STATE if f"{entry}/{name}" in stored}
         if state:  # a parameter that never had a gradient has none
-            optimizer.state[parameter] = {k: v.to(parameter.device) for k, v in state.items()}
+            optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in state.items()}
     if stored:
         raise CheckpointError(
             f"{path} has {next(iter(stored))}, which this model does not; it is another model"
@@ -83,6 +83,13 @@ def _state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torc
         for parameter, state in optimizer.state.items()
         for entry in STATE
     }
+
+
+def _placed(state: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
+    """On the parameter's device, a moment also in its memory layout, which fused optimizers rely on."""
+    if state.shape != parameter.shape:
+        return state.to(parameter.device)
+    return torch.empty_like(parameter).copy_(state)
 
 
 def _flush(path: Path) -> None:

@@ -118,9 +118,10 @@ def _named(output: StepOutput) -> dict[str, Tensor]:
     return {"train/loss": output.total.detach(), **losses, **metrics}
 
 
-def averaged(metrics: Mapping[str, Tensor | float]) -> dict[str, float]:
-    """Means over ranks as plain numbers, by one collective and one device synchronisation."""
-    values = torch.stack([torch.as_tensor(v, dtype=torch.float64).cpu().squeeze() for v in metrics.values()])
+def averaged(metrics: Mapping[str, Tensor | float], *, device: torch.device) -> dict[str, float]:
+    """Means over ranks as plain numbers, by one collective and one wait for the device."""
+    tensors = [torch.as_tensor(value, device=device, dtype=torch.float32) for value in metrics.values()]
+    values = torch.stack([tensor.squeeze() for tensor in tensors])
     return dict(zip(metrics, mean_over_ranks(values).tolist(), strict=True))
 
 

@@ -14,7 +14,7 @@ CHINESE = {
     "red": "红色", "yellow": "黄色", "green": "绿色", "blue": "蓝色",
     "purple": "紫色", "pink": "粉色", "brown": "棕色", "black": "黑色",
     "solid": "实心", "striped": "条纹", "dotted": "波点", "hollow": "空心",
-    "circle": "圆形", "square": "正方形", "triangle": "三角形",
+    "circle": "圆形", "square": "方块", "triangle": "三角形",
     "star": "五角星", "heart": "爱心", "cross": "十字",
     "small": "小", "large": "大",
 }  # fmt: skip

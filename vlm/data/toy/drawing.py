@@ -19,7 +19,7 @@ _RGB = {
     "brown": (125, 75, 35),
     "black": (25, 25, 28),
 }
-_DIAMETERS = {"small": (0.26, 0.30), "large": (0.40, 0.46)}
+_DIAMETERS = {"small": (0.29, 0.33), "large": (0.43, 0.48)}
 """Least and greatest diameter, in parts of the image's edge."""
 
 

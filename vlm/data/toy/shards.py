@@ -144,7 +144,8 @@ def _write_all(folder: Path, settings: ToySettings, *, progress: bool) -> None:
         "choice": (settings.num_choice, _choice_sample),
     }
     total = sum(count for count, _ in samplers.values())
-    with tqdm(total=total, desc="drawing toy scenes", unit="image", disable=not progress) as bar:
+    hidden = None if progress else True  # None: where there is no terminal
+    with tqdm(total=total, desc="drawing toy scenes", unit="image", disable=hidden) as bar:
         for name, (count, sampler) in samplers.items():
             with ShardWriter(folder / name, prefix="", max_samples=_SHARD_SAMPLES) as writer:
                 for key, members in _samples(name, count, sampler, settings):

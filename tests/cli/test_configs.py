@@ -1,0 +1,63 @@
+from pathlib import Path
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+from toy_run import composed, tiny_overrides
+
+from vlm.cli.train import train_from
+from vlm.settings import build, config_dir, register_schemas
+
+GROUPS = ["objective", "optimizer", "schedule", "trainer", "logger", "tokenizer", "data", "make_data"]
+OPTIONS = [
+    (group, path.stem) for group in GROUPS for path in sorted(Path(config_dir(), group).glob("*.yaml"))
+]
+MODELS = sorted(path.stem for path in Path(config_dir(), "model").glob("*.yaml"))
+EXPERIMENTS = sorted(path.stem for path in Path(config_dir(), "experiment").glob("*.yaml"))
+SUITES = sorted(path.stem for path in Path(config_dir(), "suite").glob("*.yaml"))
+REQUIRED = {  # keys without a default, which these tests only need to be set
+    "clip": ["tokenizer.merges=none"],
+    "transformers": ["+model.text.name=none"],
+}
+
+
+@pytest.mark.parametrize(("group", "option"), OPTIONS)
+def test_every_option_of_every_group_builds(group: str, option: str, tmp_path: Path) -> None:
+    overrides = tiny_overrides(
+        tmp_path, f"{group}={option}", *REQUIRED.get(option, []), "trainer.max_steps=4"
+    )
+    build(composed(overrides)[group], group)
+
+
+@pytest.mark.parametrize("experiment", EXPERIMENTS)
+def test_every_experiment_composes_and_its_components_build(experiment: str) -> None:
+    values = composed([f"experiment={experiment}"])
+    for name in GROUPS:
+        build(values[name], name)
+    build(values["suite"]["evaluators"], "suite.evaluators")
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_every_model_config_is_a_complete_spec(model: str) -> None:
+    from vlm.models import ModelSpec
+
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        values = OmegaConf.to_container(compose(f"model/{model}"), resolve=True)
+    spec = ModelSpec.from_mapping(values["model"], key="model")  # type: ignore[index, call-overload]
+    assert ModelSpec.from_mapping(spec.to_mapping(), key="model") == spec
+
+
+@pytest.mark.parametrize("suite", SUITES)
+def test_every_suite_composes_for_evaluate(suite: str) -> None:
+    register_schemas()
+    with initialize_config_dir(config_dir(), version_base="1.3"):
+        config = compose("evaluate", ["run=x", f"suite={suite}"])
+    assert "evaluators" in config.suite
+
+
+@pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "toy"])
+def test_every_experiment_takes_steps_when_it_is_made_tiny(experiment: str, toy: Path) -> None:
+    tiny = tiny_overrides(toy, f"run.name={experiment}", "suite=none", "trainer.max_steps=3")
+    shards = [f"data.train.shards={toy}/data/toy/train/*.tar", "data.train.captions=txt", "make_data=toy"]
+    overrides = [f"experiment={experiment}", *tiny[1:], *shards]
+    assert (train_from(composed(overrides)) / "checkpoints" / "step_00000003").is_dir()

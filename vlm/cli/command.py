@@ -1,0 +1,60 @@
+"""What every command does around its work."""
+
+import functools
+import logging
+import re
+import sys
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import hydra
+from omegaconf import DictConfig
+
+from vlm.errors import VlmError
+from vlm.settings import config_dir, register_schemas
+
+
+def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
+    """Make a function of a composed configuration into a command.
+
+    A user's mistake is one line and exit code 1, never a stack trace.
+    """
+
+    def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        @functools.wraps(function)
+        def with_user_errors(config: DictConfig) -> None:
+            _quiet_logging()
+            try:
+                function(config)
+            except VlmError as error:
+                sys.exit(f"{type(error).__name__}: {error}")
+
+        def main() -> None:
+            register_schemas()
+            sys.argv = [sys.argv[0], *(quote_braces(argument) for argument in sys.argv[1:])]
+            run: Any = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)
+            run(with_user_errors)()
+
+        main.__doc__ = function.__doc__
+        return main
+
+    return decorate
+
+
+def quote_braces(argument: str) -> str:
+    """`shards=a/{00..41}.tar` as `shards='a/{00..41}.tar'`: Hydra would read the braces as a dictionary."""
+    match = re.fullmatch(r"([^=\s]+)=([^'\"\[{(][^'\"]*\{[^'\"]*)", argument)
+    return f"{match[1]}='{match[2]}'" if match and "${" not in argument else argument
+
+
+def _quiet_logging() -> None:
+    """The project's own messages from INFO on; of others, what went wrong."""
+    logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
+    logging.getLogger("vlm").setLevel(logging.INFO)
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).handlers.clear()  # they print a second time
+        logging.getLogger(name).setLevel(logging.WARNING)
+    # Lightning about its own insides, and about logging that this project does itself.
+    warnings.filterwarnings("ignore", module=r"lightning\.")
+    warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
