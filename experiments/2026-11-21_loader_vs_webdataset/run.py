@@ -1,7 +1,7 @@
 """Images per second of CPU time: the training loader beside webdataset's plain pipeline, in one process.
 
 Both read the same shards, shuffle with the same buffer, apply the same augmentation and tokenizer and give
-batches of the same shape. Rounds alternate, so that a change of the machine's speed meets both.
+batches of the same shape.
 """
 
 import argparse
@@ -11,6 +11,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -57,7 +58,8 @@ def tokenize(captions: list[str]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def ours(folder: Path, samples: int) -> int:
+def ours(folder: Path, samples: int) -> Iterator[int]:
+    """Batch sizes of the training loader over one epoch."""
     data = TrainData(
         train=Source(shards=f"{folder}/*.tar", captions="txt"),
         mix={},
@@ -71,10 +73,11 @@ def ours(folder: Path, samples: int) -> int:
         seed=0,
     ).open()
     loader = data.loader(tokenize, start_step=0, stop_step=samples // BATCH, rank=0, world_size=1)
-    return sum(len(batch["image"]) for batch in loader)
+    return (len(batch["image"]) for batch in loader)
 
 
-def plain_webdataset(folder: Path, samples: int) -> int:
+def plain_webdataset(folder: Path, samples: int) -> Iterator[int]:
+    """Batch sizes of webdataset's pipeline over one epoch."""
     rng = random.Random(0)
 
     def collate(rows: list[tuple[torch.Tensor, str]]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -88,33 +91,41 @@ def plain_webdataset(folder: Path, samples: int) -> int:
         .map_tuple(lambda image: AUGMENT(image, PREPROCESS, rng=rng), lambda caption: caption)
         .batched(BATCH, collation_fn=collate, partial=False)
     )
-    return sum(len(images) for images, _ in wds.WebLoader(pipeline, batch_size=None, num_workers=0))
+    return (len(images) for images, _ in wds.WebLoader(pipeline, batch_size=None, num_workers=0))
+
+
+def race(folder: Path, samples: int, *, ours_first: bool) -> tuple[float, float]:
+    """Images per second of both, taking batches in turn: a change of the machine's speed meets both."""
+    runs = {"ours": ours(folder, samples), "webdataset": plain_webdataset(folder, samples)}
+    images, seconds = dict.fromkeys(runs, 0), dict.fromkeys(runs, 0.0)
+    for _ in range(samples // BATCH):
+        for label in runs if ours_first else reversed(runs):
+            start = time.process_time()
+            images[label] += next(runs[label])
+            seconds[label] += time.process_time() - start
+    return images["ours"] / seconds["ours"], images["webdataset"] / seconds["webdataset"]
 
 
 def main() -> None:
+    """Print the rates of each round and their medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=2048)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=8)
     args = parser.parse_args()
     torch.set_num_threads(1)
     print(f"python {sys.version.split()[0]}, vlm {vlm.__version__}, webdataset {wds.__version__}", end=", ")
     print(f"torch {torch.__version__}, pillow {Image.__version__}")
-    rates: dict[str, list[float]] = {"ours": [], "webdataset": []}
+    rows = []
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder, args.samples)
-        for round_ in range(args.rounds + 1):  # the first fills the page cache and is dropped
-            for label, run in (("ours", ours), ("webdataset", plain_webdataset)):
-                wall, cpu = time.perf_counter(), time.process_time()
-                images = run(folder, args.samples)
-                wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
-                if round_:
-                    rates[label].append(images / cpu)
-                    print(f"round {round_}: {label:10} {images / cpu:6.1f} images/s of CPU time", end=", ")
-                    print(f"{images / wall:6.1f} by the clock")
-    rates["ratio"] = [a / b for a, b in zip(rates["ours"], rates["webdataset"], strict=True)]
-    for label, values in rates.items():
-        print(f"{label:10} median {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
+        race(folder, args.samples, ours_first=True)  # fills the page cache
+        for number in range(args.rounds):
+            a, b = race(folder, args.samples, ours_first=number % 2 == 0)
+            rows.append((a, b, a / b))
+            print(f"round {number + 1}: ours {a:6.1f}, webdataset {b:6.1f} images/s, ratio {a / b:.3f}")
+    for label, values in zip(("ours", "webdataset", "ratio"), zip(*rows, strict=True), strict=True):
+        print(f"{label}: median {statistics.median(values):.3f} ({min(values):.3f} to {max(values):.3f})")
 
 
 if __name__ == "__main__":

@@ -137,6 +137,14 @@ def test_sources_have_their_share_of_every_batch_and_epochs_of_their_own(tmp_pat
         assert len(set(chain(*extras[3 * epoch : 3 * epoch + 3]))) == 12
 
 
+def test_the_shuffle_memory_is_shared_among_sources_and_streams(tmp_path):
+    main = write_shards(tmp_path / "main", [20])
+    mix = {"extra": Source(shards=write_shards(tmp_path / "extra", [20]), captions="txt", share=0.25)}
+    data = train_data(main, mix=mix, global_batch_size=16, shuffle_samples=320)
+    windows = [source.order.window for source in data.open()._sources]
+    assert windows == [240 // 8, 80 // 8]
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_a_broken_sample_is_replaced_within_its_window_and_shifts_nothing(tmp_path, caplog, num_workers):
     broken = {

@@ -40,7 +40,7 @@ from vlm.data.writer import ShardWriter
 from vlm.errors import DataError
 
 _FORMAT = 1
-_SCENE_SHARES = (0.4, 0.4, 0.2)
+_SCENE_SHARES = (0.5, 0.4, 0.1)
 """Training images with one, two and three things."""
 _SHARD_SAMPLES = 1000
 
