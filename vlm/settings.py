@@ -136,7 +136,7 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
     except Exception as error:
         raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {error}") from error
     parameters = inspect.signature(target).parameters
-    hints = typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    hints = _type_hints(target)
     values = {str(name): value for name, value in node.items() if not str(name).startswith("_")}
     if not any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         for name in values:
@@ -151,6 +151,13 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
             expected = getattr(hints[name], "__name__", None) or str(hints[name])
             expected = str(hints[name]) if isinstance(hints[name], types.UnionType) else expected
             raise ConfigError(f"{key}.{name}={value!r} is a {type(value).__name__}; expected {expected}")
+
+
+def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
+    try:
+        return typing.get_type_hints(target.__init__ if inspect.isclass(target) else target)
+    except NameError:  # names of another project that exist for type checkers only
+        return {}
 
 
 def _fits(value: Any, hint: Any) -> bool:

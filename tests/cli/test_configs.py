@@ -31,7 +31,7 @@ def test_every_option_of_every_group_builds(group: str, option: str, tmp_path: P
 
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_composes_and_its_components_build(experiment: str) -> None:
-    values = composed([f"experiment={experiment}"])
+    values = composed([f"experiment={experiment}", "data.train.shards=x.tar"])
     for name in GROUPS:
         build(values[name], name)
     build(values["suite"]["evaluators"], "suite.evaluators")

@@ -250,17 +250,17 @@ def test_a_tokenizer_without_end_of_text_is_refused(bpe: Tokenizer, tmp_path: Pa
 
 
 def test_recipes_build_what_they_name(bert_folder: Path) -> None:
-    bpe = BpeTokenizerRecipe(vocab_size=300, context_length=9).build(lambda: CAPTIONS)
-    bert = TransformersTokenizerRecipe(name=str(bert_folder), context_length=9).build(list)
+    bpe = BpeTokenizerRecipe(vocab_size=300, num_captions=99, context_length=9).build(lambda n: CAPTIONS[:n])
+    bert = TransformersTokenizerRecipe(name=str(bert_folder), context_length=9).build(lambda n: [])
     assert (bpe.vocab_size, bpe.context_length) == (300, 9)
     assert (bert.vocab_size, bert.context_length) == (14, 9)
 
 
 def test_a_recipe_refuses_bad_numbers_before_any_caption_is_read() -> None:
     with pytest.raises(ConfigError, match=r"tokenizer\.vocab_size=258 is too small; .* take 259"):
-        BpeTokenizerRecipe(vocab_size=258, context_length=9)
+        BpeTokenizerRecipe(vocab_size=258, num_captions=9, context_length=9)
     with pytest.raises(ConfigError, match=r"tokenizer\.context_length=2 leaves no room"):
-        BpeTokenizerRecipe(vocab_size=300, context_length=2)
+        BpeTokenizerRecipe(vocab_size=300, num_captions=9, context_length=2)
     with pytest.raises(ConfigError, match=r"tokenizer\.merges='no/such/file' does not exist"):
         ClipTokenizerRecipe(merges="no/such/file", context_length=9)
 

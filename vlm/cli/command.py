@@ -52,9 +52,6 @@ def _quiet_logging() -> None:
     """The project's own messages from INFO on; of others, what went wrong."""
     logging.basicConfig(level=logging.WARNING, format="%(message)s", stream=sys.stderr)
     logging.getLogger("vlm").setLevel(logging.INFO)
-    for name in ("lightning.pytorch", "lightning.fabric"):
-        logging.getLogger(name).handlers.clear()  # they print a second time
-        logging.getLogger(name).setLevel(logging.WARNING)
     # Lightning about its own insides, and about logging that this project does itself.
     warnings.filterwarnings("ignore", module=r"lightning\.")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")

@@ -210,24 +210,29 @@ class TokenizerRecipe(Protocol):
     def context_length(self) -> int:
         """Longest row, special tokens included."""
 
-    def build(self, captions: Callable[[], Iterable[str]]) -> Tokenizer:
-        """Make the tokenizer; `captions` starts a pass over those of the run, for one that is trained."""
+    def build(self, captions: Callable[[int], Iterable[str]]) -> Tokenizer:
+        """Make the tokenizer; `captions(limit)` reads those of the run, for one that is trained."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class BpeTokenizerRecipe:
-    """Trains `trained_bpe` on the captions of the run."""
+    """Trains `trained_bpe` on the first `num_captions` captions of the run."""
 
     vocab_size: int
+    num_captions: int
     context_length: int
 
     def __post_init__(self) -> None:
         _require_vocabulary(self.vocab_size)
         _require_context(self.context_length, 2)
+        if self.num_captions < 1:
+            raise ConfigError(f"{_KEY}.num_captions={self.num_captions} must be at least 1")
 
-    def build(self, captions: Callable[[], Iterable[str]]) -> Tokenizer:
-        """Read all captions once and train on them."""
-        return trained_bpe(captions(), vocab_size=self.vocab_size, context_length=self.context_length)
+    def build(self, captions: Callable[[int], Iterable[str]]) -> Tokenizer:
+        """Read captions and train on them."""
+        return trained_bpe(
+            captions(self.num_captions), vocab_size=self.vocab_size, context_length=self.context_length
+        )
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,7 +246,7 @@ class ClipTokenizerRecipe:
         _require_file(Path(self.merges))
         _require_context(self.context_length, 2)
 
-    def build(self, captions: Callable[[], Iterable[str]]) -> Tokenizer:
+    def build(self, captions: Callable[[int], Iterable[str]]) -> Tokenizer:
         """Captions are not read."""
         return clip_bpe(self.merges, context_length=self.context_length)
 
@@ -253,7 +258,7 @@ class TransformersTokenizerRecipe:
     name: str
     context_length: int
 
-    def build(self, captions: Callable[[], Iterable[str]]) -> Tokenizer:
+    def build(self, captions: Callable[[int], Iterable[str]]) -> Tokenizer:
         """Captions are not read."""
         return from_transformers(self.name, context_length=self.context_length)
 

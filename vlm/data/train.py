@@ -38,7 +38,8 @@ class TrainData:
         global_batch_size: samples of all ranks in one batch.
         stream_groups: G; batch b is read from group b mod G, so a loader worker serves whole groups.
         streams_per_group: P; a rank reads its slice of the streams of every group.
-        shuffle_samples: undecoded samples that all ranks and workers hold together to permute them.
+        shuffle_samples: undecoded samples that are permuted among themselves, over all streams; ranks and
+            workers together hold at most twice as many.
         num_workers: loader processes of each rank; 0 loads in the training process.
 
     Raises:
@@ -178,7 +179,7 @@ class TrainSet:
         )
         return NumberedLoader(batches, num_workers=self._data.num_workers)
 
-    def captions(self, limit: int | None = None) -> Iterator[str]:
+    def captions(self, limit: int) -> Iterator[str]:
         """Every caption, in stored order, without reading images.
 
         Args:
@@ -186,7 +187,7 @@ class TrainSet:
         """
         for source in self._sources:
             share = source.order.batch_size / self._data.global_batch_size
-            yield from islice(_stored_captions(source), None if limit is None else math.ceil(limit * share))
+            yield from islice(_stored_captions(source), math.ceil(limit * share))
 
 
 def _stored_captions(source: OrderedSource) -> Iterator[str]:

@@ -68,6 +68,8 @@ class Trainer:
 
     def build(self, **lightning: Any) -> L.Trainer:
         """Lightning's trainer, with everything off that this project does itself."""
+        for name in ("lightning.pytorch", "lightning.fabric"):
+            logging.getLogger(name).setLevel(logging.WARNING)  # it would tell of TPUs
         try:
             return L.Trainer(
                 devices=self.devices,
