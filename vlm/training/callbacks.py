@@ -105,8 +105,10 @@ class StepLog(L.Callback):
             f"data wait {metrics['time/data_wait_share']:.0%}"
         )
         self._bar.set_postfix_str(text, refresh=False)
-        if self._bar.disable:
-            log.info("step %d/%d: %s", step, self.max_steps, text)
+        if self._bar.disable:  # no terminal: a line now and then
+            samples_left = (self.max_steps - step) * self.global_batch_size
+            left = tqdm.format_interval(samples_left / metrics["time/samples_per_s"])
+            log.info("step %d/%d: %s, %s left", step, self.max_steps, text, left)
 
 
 def _progress_bar(*, start: int, total: int) -> Any:
