@@ -10,8 +10,11 @@ from vlm.settings import config_dir, register_schemas, resolve
 
 TINY_MODEL = [
     "model.embed_dim=16",
-    "model.image={name: vit_tiny_patch16_224, image_size: 32, mean: [0.5, 0.5, 0.5], std: [0.5, 0.5, 0.5],"
-    " pretrained: false, options: {patch_size: 16, embed_dim: 24, depth: 1, num_heads: 3}}",
+    "++model.image.name=resnet10t",
+    "++model.image.image_size=32",
+    "++model.image.options.channels=[8, 8, 16, 16]",
+    "++model.image.options.stem_width=8",
+    "++model.image.options.norm_layer=groupnorm1",
     "model.text.width=24",
     "model.text.layers=1",
     "model.text.heads=3",

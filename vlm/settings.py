@@ -114,9 +114,32 @@ def build(node: Any, key: str) -> Any:
     try:
         return instantiate(node, _convert_="all")
     except InstantiationException as error:
-        if isinstance(error.__cause__, VlmError):  # a constructor's own check; Hydra wraps whatever it raises
+        # Hydra wraps whatever a constructor raises.
+        if isinstance(error.__cause__, VlmError):
             raise error.__cause__ from None
-        raise
+        raise ConfigError(f"{key}: {error.__cause__ or error}") from error
+
+
+def build_evaluators(suite: Mapping[str, Any] | None) -> dict[str, Any]:
+    """The evaluators of a `suite` node by name; none where there is no suite."""
+    if not suite:
+        return {}
+    nodes = suite.get("evaluators")
+    if not isinstance(nodes, Mapping):
+        raise ConfigError("suite.evaluators is missing; a suite maps names to evaluators")
+    return _build_each(nodes, "suite.evaluators")
+
+
+def build_loggers(loggers: Mapping[str, Any] | None) -> tuple[Any, ...]:
+    """The loggers of a `logger` node."""
+    return tuple(_build_each(loggers or {}, "logger").values())
+
+
+def _build_each(nodes: Mapping[str, Any], key: str) -> dict[str, Any]:
+    for name, node in nodes.items():
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ConfigError(f"{key}.{name} has no _target_; it says which class to build")
+    return {name: build(node, f"{key}.{name}") for name, node in nodes.items()}
 
 
 def _target_nodes(node: Any, key: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -148,9 +171,14 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
             raise ConfigError(f"{key}.{name} is missing; set it")
     for name, value in values.items():
         if not _fits(value, hints.get(name, Any)):
-            expected = getattr(hints[name], "__name__", None) or str(hints[name])
-            expected = str(hints[name]) if isinstance(hints[name], types.UnionType) else expected
-            raise ConfigError(f"{key}.{name}={value!r} is a {type(value).__name__}; expected {expected}")
+            raise ConfigError(_misfit_message(f"{key}.{name}", value, hints[name]))
+
+
+def _misfit_message(key: str, value: Any, hint: Any) -> str:
+    if typing.get_origin(hint) is Literal:
+        return f"{key}={value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}"
+    expected = hint.__name__ if isinstance(hint, type) else str(hint)
+    return f"{key}={value!r} is a {type(value).__name__}; expected {expected}"
 
 
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:

@@ -27,9 +27,10 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["vlm.cli.train", "experiment=tyo"], "tyo"),
         (["vlm.cli.train", "run.name=x"], "no value for data.train.shards, trainer.max_steps"),
         (["vlm.cli.main", "evaluate", "run=nowhere"], "nowhere"),
+        (["vlm.cli.main", "evaluate", "run=x", "suit=toy"], "suit"),
         (["vlm.cli.main", "evalute"], "no verb 'evalute'"),
         (["vlm.cli.main", "shards", "mix"], "no verb 'mix'"),
-        (["vlm.cli.main", "shards", "index", "shards=nothing-*.tar"], "shards=nothing-*.tar"),
+        (["vlm.cli.main", "shards", "index", "shards=nothing-*.tar"], "matches no file"),
     ],
 )
 def test_a_mistake_on_the_command_line_is_one_message(arguments: list[str], message: str) -> None:
@@ -61,6 +62,11 @@ def shards(folder: Path, members: dict[str, bytes], count: int = 64) -> str:
         (["suite.evaluators.test_en.label=json.nothing"], DataError, r"json\.nothing"),
         (["+objective.margin=0.2"], ConfigError, r"objective\.margin is not a key"),
         (["optimizer.lr=fast"], ConfigError, r"optimizer\.lr='fast'"),
+        (["optimizer.betas=[0.9]"], ConfigError, r"optimizer\.betas=\[0\.9\]"),
+        (["trainer.precision=16-mixed"], ConfigError, r"'16-mixed' is not one of '32-true', 'bf16-mixed'"),
+        (["tokenizer.context_length=999"], ConfigError, r"tokenizer\.context_length=999 exceeds"),
+        (["data.preprocess.image_size=48"], ConfigError, r"data\.preprocess\.image_size=48 is not"),
+        (["+suite.evaluators.mine={shards: x}"], ConfigError, r"suite\.evaluators\.mine has no _target_"),
     ],
 )
 def test_a_mistake_in_the_configuration_is_named_before_training(

@@ -6,6 +6,7 @@ from tiny import COLOURS, tiny_loaded, write_tiny_shards
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
 from vlm.evaluation import Retrieval, ZeroShot, clip_benchmark
+from vlm.evaluation.zero_shot import read_templates
 from vlm.inference import Embedder
 
 
@@ -30,7 +31,7 @@ def test_a_folder_without_type_is_a_classification(tmp_path: Path) -> None:
     write_layout(tmp_path, kind=None)
     evaluator = clip_benchmark(str(tmp_path), "test")
     assert isinstance(evaluator, ZeroShot)
-    assert evaluator.templates == ["a {c} square", "{c}"]
+    assert read_templates(evaluator.templates) == ["a {c} square", "{c}"]
     result = evaluator(embedder())
     assert result.num_samples == 12
     assert result.metrics.keys() == {"acc1", "mean_per_class_recall"}

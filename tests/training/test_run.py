@@ -62,6 +62,23 @@ def test_a_resumed_run_is_bit_identical_to_the_uninterrupted_one(toy: Path, fini
     assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
 
 
+def test_a_run_stopped_before_its_first_checkpoint_starts_again(toy: Path) -> None:
+    folder = toy / "runs" / "early"
+    (folder / "checkpoints" / ".step_00000004.tmp").mkdir(parents=True)
+    (folder / "tokenizer.json").write_text("cut short")
+    train(toy, "run.name=early", "run.resume=true", "trainer.max_steps=4", "suite=none", "logger=none")
+    assert vlm.load(folder).tokenizer.vocab_size > 256
+
+
+def test_data_may_move_between_checkpoint_and_resume(toy: Path, tmp_path: Path) -> None:
+    short = ["trainer.max_steps=5", "suite=none", "run.name=moved"]
+    folder = train(toy, *short)
+    shutil.rmtree(folder / "checkpoints" / "step_00000005")
+    (tmp_path / "elsewhere").symlink_to(toy / "data")
+    train(toy, *short, f"paths.data={tmp_path}/elsewhere", "run.resume=true")
+    assert (folder / "checkpoints" / "step_00000005").is_dir()
+
+
 def test_resuming_a_finished_run_does_nothing(toy: Path, finished: Path) -> None:
     before = (finished / "metrics.csv").read_bytes()
     train(toy, "run.name=finished", "run.resume=true")
@@ -75,6 +92,8 @@ def test_resuming_a_finished_run_does_nothing(toy: Path, finished: Path) -> None
         ("optimizer.lr=0.5", r"optimizer\.lr: was 0\.001, is 0\.5"),
         ("data.global_batch_size=64", r"data\.global_batch_size: was 32, is 64"),
         ("trainer.max_steps=9", r"trainer\.max_steps: was 8, is 9"),
+        ("trainer.gradient_clip=null", r"trainer\.gradient_clip: was 1\.0, is None"),
+        ("run.seed=1", r"run\.seed: was 0, is 1"),
     ],
 )
 def test_another_run_in_the_same_folder_is_refused(

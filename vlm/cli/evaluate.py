@@ -7,7 +7,7 @@ from omegaconf import DictConfig
 
 from vlm.cli.command import command
 from vlm.errors import ConfigError
-from vlm.settings import build, resolve
+from vlm.settings import build_evaluators, resolve
 
 
 @command("evaluate")
@@ -19,15 +19,18 @@ def main(config: DictConfig) -> None:
     from vlm.inference import Embedder, latest_checkpoint, load, read_config
 
     checkpoint = latest_checkpoint(values["run"])
-    run_folder = checkpoint.parent.parent
+    run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     suite = values["suite"] or read_config(checkpoint).get("suite")
     if not suite:
         raise ConfigError(f"suite is not set, and {run_folder} was trained without one; try suite=zero_shot")
-    evaluators = build(suite["evaluators"], "suite.evaluators")
+    evaluators = build_evaluators(suite)
     out = Path(values["out"] or run_folder / "evaluation" / checkpoint.name)
+    device = _device(values)
+    for evaluator in evaluators.values():
+        evaluator.check()
     with process_group() as topology:
         embedder = Embedder(
-            load(checkpoint, device=_device(values["device"])),
+            load(checkpoint, device=device),
             topology,
             batch_size=values["batch_size"],
             num_workers=values["num_workers"],
@@ -43,12 +46,23 @@ def main(config: DictConfig) -> None:
         print(f"results: {out / 'results.json'}\nreport:  {report}  (open it in a browser)")
 
 
-def _device(name: str) -> str:
+def _device(values: dict[str, Any]) -> str:
+    """The device to run on, once the numbers that go with it are checked."""
     import torch
 
-    if name != "auto":
-        return name
-    return f"cuda:{torch.cuda.current_device()}" if torch.cuda.is_available() else "cpu"
+    if values["batch_size"] < 1 or values["num_workers"] < 0:
+        raise ConfigError(
+            f"batch_size={values['batch_size']} must be at least 1, "
+            f"num_workers={values['num_workers']} at least 0"
+        )
+    name: str = values["device"]
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise ConfigError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
+    return name
 
 
 def _table(results: dict[str, Any]) -> str:

@@ -6,14 +6,14 @@ import sys
 VERBS = {
     "evaluate": "score a run or a checkpoint and write a report",
     "shards": "make toy shards, index shards",
-    "train": "the same as the command `train`",
 }
 
 HELP = """usage: vlm VERB [key=value ...]
 
 {verbs}
 
-`vlm VERB --help` shows a verb's keys and examples.
+`vlm VERB --help` shows examples, `vlm VERB --cfg job` the keys and their values.
+Training is the command `train`.
 """
 
 

@@ -6,7 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vlm.cli.command import command
-from vlm.settings import build, resolve
+from vlm.settings import build, build_evaluators, build_loggers, resolve
 
 COMPONENTS = (
     "make_data",
@@ -40,8 +40,8 @@ def train_from(values: dict[str, Any]) -> Path:
             resume=values["run"]["resume"],
             seed=values["run"]["seed"],
             model=ModelSpec.from_mapping(values["model"], key="model"),
-            evaluators=build(values["suite"]["evaluators"], "suite.evaluators"),
-            loggers=tuple(build(values["logger"], "logger").values()),
+            evaluators=build_evaluators(values["suite"]),
+            loggers=build_loggers(values["logger"]),
             config=values,
             **{name: build(values[name], name) for name in COMPONENTS},
         )

@@ -171,8 +171,8 @@ def _read_bytes(path: str) -> bytes | None:
         with fsspec.open(path, "rb") as file:
             data: bytes = file.read()
             return data
-    except (FileNotFoundError, NotADirectoryError):
-        return None
+    except (FileNotFoundError, NotADirectoryError, PermissionError):
+        return None  # S3 forbids what is absent to those who may not list
 
 
 def _home(folder: str) -> Path:

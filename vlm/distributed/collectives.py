@@ -18,25 +18,20 @@ class _GatherRows(torch.autograd.Function):
     """All-gather along rows whose backward sums what every rank sends back to the rows' owner."""
 
     @staticmethod
-    def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-        ctx.group = group
-        world = dist.get_world_size(group)
-        out = [torch.empty_like(rows) for _ in range(world)]
-        dist.all_gather(out, rows.contiguous(), group=group)
+    def forward(ctx: Any, rows: Tensor) -> Tensor:
+        out = [torch.empty_like(rows) for _ in range(dist.get_world_size())]
+        dist.all_gather(out, rows.contiguous())
         return torch.cat(out)
 
     @staticmethod
-    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
         # gloo has no reduce_scatter for every dtype, so sum everything and keep this rank's slice.
         total = grads[0].contiguous().clone()
-        dist.all_reduce(total, group=ctx.group)
-        rank, world = dist.get_rank(ctx.group), dist.get_world_size(ctx.group)
-        return total.chunk(world)[rank], None
+        dist.all_reduce(total)
+        return total.chunk(dist.get_world_size())[dist.get_rank()]
 
 
-def gather_rows(
-    rows: Shaped[Tensor, "b *rest"], *, group: dist.ProcessGroup | None = None
-) -> Shaped[Tensor, "n *rest"]:
+def gather_rows(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "n *rest"]:
     """Concatenate the rows of every rank in rank order, n = ranks · b; gradients flow back to their owner.
 
     Every rank must bring the same number of rows. The gradient of a row is the sum over ranks of what each
@@ -45,7 +40,7 @@ def gather_rows(
     """
     if _alone():
         return rows
-    gathered: Tensor = _GatherRows.apply(rows, group)  # type: ignore[no-untyped-call]
+    gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
 
 

@@ -1,6 +1,7 @@
 """Trained models in use, without Hydra and without Lightning."""
 
 from vlm.inference.checkpoint import (
+    TOKENIZER,
     Description,
     latest_checkpoint,
     load_weights,
@@ -14,6 +15,7 @@ from vlm.inference.embed import Embedder, ImageEmbeddings
 from vlm.inference.load import Loaded, load
 
 __all__ = [
+    "TOKENIZER",
     "Description",
     "Embedder",
     "ImageEmbeddings",

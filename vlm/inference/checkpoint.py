@@ -66,7 +66,10 @@ def save_model(
         config: the resolved configuration of the run, plain data.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    whole = {name: value.detach().to("cpu", torch.float32).contiguous() for name, value in weights.items()}
+    # Cloned, as safetensors refuses tensors that share memory: tied embeddings do.
+    whole = {
+        name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in weights.items()
+    }
     save_file(whole, folder / WEIGHTS)
     tokenizer.save(folder / TOKENIZER)
     _write_json(folder / CONFIG, dict(config))

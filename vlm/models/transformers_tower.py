@@ -59,7 +59,7 @@ def _read_config(spec: TransformersTextSpec) -> Any:
             f"{transformers.__version__}"
         )
     config_class = CONFIG_MAPPING[model_type]
-    accepted = config_class().to_dict().keys() | config_class.attribute_map.keys() | stored.keys()
+    accepted = config_class().to_dict().keys() | config_class.attribute_map.keys()
     for name in spec.options:
         if name not in accepted:
             raise ConfigError(unknown_key_message(name, accepted, where="model.text.options"))
@@ -72,7 +72,9 @@ def _read_config(spec: TransformersTextSpec) -> Any:
 
 def _plain(config: Any) -> dict[str, Any]:
     values: dict[str, Any] = config.to_diff_dict()
-    kept = {name: value for name, value in values.items() if name not in _INCIDENTAL}
+    # Files on the hub carry keys that no class reads; rebuilding from them would be refused.
+    known = type(config)().to_dict().keys() | type(config).attribute_map.keys()
+    kept = {name: value for name, value in values.items() if name in known and name not in _INCIDENTAL}
     return {**kept, "model_type": config.model_type}
 
 

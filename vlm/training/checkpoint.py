@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
@@ -65,7 +66,10 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoin
     path = checkpoint / "optimizer.safetensors"
     if not path.is_file():
         raise CheckpointError(f"{checkpoint} has no optimizer.safetensors; it can be evaluated, not resumed")
-    stored = load_file(path)
+    try:
+        stored = load_file(path)
+    except SafetensorError as error:
+        raise CheckpointError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from error
     for name, parameter in model.named_parameters():
         state = {entry: stored.pop(f"{entry}/{name}") for entry in STATE if f"{entry}/{name}" in stored}
         if state:  # a parameter that never had a gradient has none

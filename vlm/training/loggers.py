@@ -15,8 +15,8 @@ from vlm.distributed import Topology
 class CsvLogger(Logger):
     """Appends to `<folder>/metrics.csv`: a column `step`, then one for each metric seen so far.
 
-    Lightning's own CSV logger deletes the file when a run goes on; this one keeps the rows up to the step
-    that the run resumes at.
+    Lightning's own CSV logger deletes the file when a run goes on; this one keeps the rows before the first
+    step that the resumed run logs.
     """
 
     def __init__(self, folder: str) -> None:

@@ -6,7 +6,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
@@ -15,9 +15,9 @@ from lightning.pytorch.loggers.logger import Logger
 from vlm.data import TrainData, TrainSet
 from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
 from vlm.distributed import is_main_process
-from vlm.errors import ConfigError
+from vlm.errors import CheckpointError, ConfigError
 from vlm.evaluation import Evaluator
-from vlm.inference import Loaded, latest_checkpoint, read_config
+from vlm.inference import TOKENIZER, Loaded, latest_checkpoint, read_config
 from vlm.models import ModelSpec
 from vlm.objectives import Objective
 from vlm.training.callbacks import Checkpoint, Evaluate, StepLog, TimedLoader
@@ -27,8 +27,22 @@ from vlm.training.schedule import CosineSchedule
 
 log = logging.getLogger(__name__)
 
-MAY_CHANGE = ("run", "paths", "make_data", "trainer", "checkpoint", "evaluation", "suite", "logger")
-"""Root keys that may differ at resume; so may the number of workers. `trainer.max_steps` may not."""
+MAY_CHANGE = (
+    "run.name",
+    "run.resume",
+    "paths",
+    "make_data",
+    "data.num_workers",
+    "trainer.devices",
+    "trainer.num_nodes",
+    "trainer.accelerator",
+    "trainer.log_every_n_steps",
+    "checkpoint",
+    "evaluation",
+    "suite",
+    "logger",
+)
+"""Keys, and all under them, that may differ at resume: they do not change what is computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,8 +60,8 @@ class Trainer:
     devices: int | str
     num_nodes: int
     accelerator: str
-    strategy: str
-    precision: str
+    strategy: Literal["ddp"]
+    precision: Literal["32-true", "bf16-mixed"]
     gradient_clip: float | None
     log_every_n_steps: int
 
@@ -76,7 +90,7 @@ class Trainer:
                 num_nodes=self.num_nodes,
                 accelerator=self.accelerator,
                 strategy="auto" if self._one_device else self.strategy,
-                precision=self.precision,  # type: ignore[arg-type]
+                precision=self.precision,
                 max_epochs=1,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -161,7 +175,8 @@ def train(run: Run) -> Path:
     trainer = run.trainer.build(logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
     start = _starting_point(run)
-    data, tokenizer = _prepare(run)
+    data, tokenizer = _prepare(run, start)
+    _check_sizes(run, tokenizer)
     if is_main_process():
         for evaluator in run.evaluators.values():
             evaluator.check()
@@ -233,25 +248,31 @@ def _starting_point(run: Run) -> Path | None:
                 f"{run.folder} is not empty; go on with it by run.resume=true, or choose another run.name"
             )
         return None
-    if not (run.folder / "checkpoints").is_dir():
+    try:
+        start = latest_checkpoint(run.folder)
+    except CheckpointError:  # stopped before its first checkpoint was complete
         return None
-    start = latest_checkpoint(run.folder)
     _check_unchanged(run, read_config(start))
     return start
 
 
 def _check_unchanged(run: Run, before: Mapping[str, Any]) -> None:
     """Refuse to resume with another model, objective, schedule or order of samples."""
-    old, new = _flat(before), _flat(run.config)
-    fixed = {
-        key
-        for key in old.keys() | new.keys()
-        if key == "trainer.max_steps" or (key.split(".")[0] not in MAY_CHANGE and key != "data.num_workers")
-    }
-    changed = sorted(key for key in fixed if old.get(key) != new.get(key))
+    old, new = _fixed(before), _fixed(run.config)
+    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
     if changed:
         listing = "; ".join(f"{key}: was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
         raise ConfigError(f"run.resume=true, but the configuration has changed: {listing}")
+
+
+def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
+    """What may not change at resume, by key; data may move to another folder."""
+    data = config["paths"]["data"]
+    return {
+        key: value.replace(data, "${paths.data}") if isinstance(value, str) else value
+        for key, value in _flat(config).items()
+        if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
+    }
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -264,21 +285,36 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _prepare(run: Run) -> tuple[TrainSet, Tokenizer]:
+def _check_sizes(run: Run, tokenizer: Tokenizer) -> None:
+    """What the data give must fit what the towers take."""
+    if tokenizer.context_length > run.model.text.context_length:
+        raise ConfigError(
+            f"tokenizer.context_length={tokenizer.context_length} exceeds "
+            f"model.text.context_length={run.model.text.context_length}"
+        )
+    if run.data.preprocess.image_size != run.model.image.image_size:
+        raise ConfigError(
+            f"data.preprocess.image_size={run.data.preprocess.image_size} is not "
+            f"model.image.image_size={run.model.image.image_size}; set the latter alone"
+        )
+
+
+def _prepare(run: Run, start: Path | None) -> tuple[TrainSet, Tokenizer]:
     """Shards, index and tokenizer: made by the first rank, which then writes `config.json`; read by all.
+
+    A resumed run keeps the tokenizer of its checkpoint.
 
     Process groups do not exist yet, so the other ranks wait for that file. A preparation that fails leaves
     the folder as it was.
     """
-    config, tokenizer = run.folder / "config.json", run.folder / "tokenizer.json"
+    config, tokenizer = run.folder / "config.json", run.folder / TOKENIZER
     if is_main_process():
         if run.make_data is not None:
             run.make_data.make()
         data = run.data.open()
-        built = None if tokenizer.exists() else run.tokenizer.build(data.captions)
+        built = Tokenizer.load(start / TOKENIZER) if start else run.tokenizer.build(data.captions)
         run.folder.mkdir(parents=True, exist_ok=True)
-        if built is not None:
-            built.save(tokenizer)
+        built.save(tokenizer)
         draft = config.with_suffix(".tmp")
         draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
         draft.replace(config)
