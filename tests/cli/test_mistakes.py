@@ -58,7 +58,7 @@ def shards(folder: Path, members: dict[str, bytes], count: int = 64) -> str:
         (["trainer.devices=3"], ConfigError, r"3 ranks do not divide data\.streams_per_group=4"),
         (["+model.text.widht=3"], ConfigError, r"model\.text\.widht.*did you mean 'width'"),
         (["model.image.name=vit_tiny_patch16_223"], ConfigError, r"model\.image\.name"),
-        (["data.train.captions=json.caption_fr"], DataError, r"data\.train\.captions.*caption_fr"),
+        (["data.train.captions=json.caption_fr"], DataError, r"caption_fr \(data\.train\.captions\)"),
         (["suite.evaluators.test_en.label=json.nothing"], DataError, r"json\.nothing"),
         (["+objective.margin=0.2"], ConfigError, r"objective\.margin is not a key"),
         (["optimizer.lr=fast"], ConfigError, r"optimizer\.lr='fast'"),
@@ -74,7 +74,7 @@ def test_a_mistake_in_the_configuration_is_named_before_training(
 ) -> None:
     with pytest.raises(error, match=message):
         train_from(composed(tiny_overrides(toy, "run.name=mistake", *overrides)))
-    assert not list(toy.glob("runs/mistake/checkpoints/*"))
+    assert not (toy / "runs" / "mistake").exists()
 
 
 def test_shards_without_captions_say_what_they_have(toy: Path, tmp_path: Path) -> None:

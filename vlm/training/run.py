@@ -1,5 +1,6 @@
 """A training run, from validated components to the last checkpoint."""
 
+import dataclasses
 import json
 import logging
 import time
@@ -18,7 +19,7 @@ from vlm.distributed import is_main_process
 from vlm.errors import CheckpointError, ConfigError
 from vlm.evaluation import Evaluator
 from vlm.inference import TOKENIZER, Loaded, latest_checkpoint, read_config
-from vlm.models import ModelSpec
+from vlm.models import ModelSpec, TransformersTextSpec, build_model
 from vlm.objectives import Objective
 from vlm.training.callbacks import Checkpoint, Evaluate, StepLog, TimedLoader
 from vlm.training.module import TrainingModule
@@ -175,11 +176,8 @@ def train(run: Run) -> Path:
     trainer = run.trainer.build(logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
     start = _starting_point(run)
+    _check_sizes(run)
     data, tokenizer = _prepare(run, start)
-    _check_sizes(run, tokenizer)
-    if is_main_process():
-        for evaluator in run.evaluators.values():
-            evaluator.check()
     spec = run.model.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
     module = TrainingModule(
         spec,
@@ -285,11 +283,11 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return out
 
 
-def _check_sizes(run: Run, tokenizer: Tokenizer) -> None:
+def _check_sizes(run: Run) -> None:
     """What the data give must fit what the towers take."""
-    if tokenizer.context_length > run.model.text.context_length:
+    if run.tokenizer.context_length > run.model.text.context_length:
         raise ConfigError(
-            f"tokenizer.context_length={tokenizer.context_length} exceeds "
+            f"tokenizer.context_length={run.tokenizer.context_length} exceeds "
             f"model.text.context_length={run.model.text.context_length}"
         )
     if run.data.preprocess.image_size != run.model.image.image_size:
@@ -297,6 +295,15 @@ def _check_sizes(run: Run, tokenizer: Tokenizer) -> None:
             f"data.preprocess.image_size={run.data.preprocess.image_size} is not "
             f"model.image.image_size={run.model.image.image_size}; set the latter alone"
         )
+
+
+def _try_towers(spec: ModelSpec) -> None:
+    """Build the towers without memory for their weights, to say at once what they refuse."""
+    image, text = dataclasses.replace(spec.image, pretrained=False), spec.text
+    if isinstance(text, TransformersTextSpec):
+        text = dataclasses.replace(text, pretrained=False)
+    with torch.device("meta"):
+        build_model(dataclasses.replace(spec, image=image, text=text))
 
 
 def _prepare(run: Run, start: Path | None) -> tuple[TrainSet, Tokenizer]:
@@ -313,6 +320,9 @@ def _prepare(run: Run, start: Path | None) -> tuple[TrainSet, Tokenizer]:
             run.make_data.make()
         data = run.data.open()
         built = Tokenizer.load(start / TOKENIZER) if start else run.tokenizer.build(data.captions)
+        for evaluator in run.evaluators.values():
+            evaluator.check()
+        _try_towers(run.model.with_tokenizer(vocab_size=built.vocab_size, eot_id=built.eot_id))
         run.folder.mkdir(parents=True, exist_ok=True)
         built.save(tokenizer)
         draft = config.with_suffix(".tmp")
