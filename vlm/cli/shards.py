@@ -12,7 +12,7 @@ HELP = """usage: vlm shards VERB [key=value ...]
   toy      write the toy scenes:            vlm shards toy out=data/toy num_train=20000
   index    count samples, note their place: vlm shards index shards='shards/{00000..00041}.tar'
 
-`vlm shards VERB --cfg job` prints a verb's keys and their values.
+`vlm shards VERB --help` shows a verb's keys and their values.
 """
 
 
