@@ -28,8 +28,8 @@ $(VENV)/installed-dev: $(VENV)/installed
 	@touch $@
 
 demo: $(VENV)/installed
-	$(VENV)/bin/train experiment=toy run.name=$(notdir $(RUN)) paths.runs=$(dir $(RUN)) run.resume=true
-	$(VENV)/bin/vlm evaluate run=$(RUN)
+	$(VENV)/bin/train experiment=toy run.name=$(notdir $(RUN)) paths.runs=$(dir $(RUN)) run.resume=true trainer.accelerator=cpu
+	$(VENV)/bin/vlm evaluate run=$(RUN) device=cpu
 
 test: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest

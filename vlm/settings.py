@@ -93,13 +93,15 @@ def resolve(config: DictConfig) -> dict[str, Any]:
     Raises:
         ConfigError: naming the values that have no default and were not set.
     """
-    missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
-    if missing:
-        raise ConfigError(f"no value for {', '.join(missing)}; set it on the command line: {missing[0]}=...")
     try:
+        missing = sorted(str(key) for key in OmegaConf.missing_keys(config))
+        if missing:
+            raise ConfigError(
+                f"no value for {', '.join(missing)}; set it on the command line: {missing[0]}=..."
+            )
         resolved = OmegaConf.to_container(config, resolve=True, throw_on_missing=True)
     except OmegaConfBaseException as error:
-        raise ConfigError(str(error).split("\n")[0]) from error
+        raise ConfigError(f"{getattr(error, 'full_key', '')}: {str(error).splitlines()[0]}") from error
     return typing.cast(dict[str, Any], resolved)
 
 
@@ -171,7 +173,7 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
             raise ConfigError(f"{key}.{name} is missing; set it")
     for name, value in values.items():
         if not _fits(value, hints.get(name, Any)):
-            raise ConfigError(_misfit_message(f"{key}.{name}", value, hints[name]))
+            raise ConfigError(_misfit_message(f"{key}.{name}".lstrip("."), value, hints[name]))
 
 
 def _misfit_message(key: str, value: Any, hint: Any) -> str:

@@ -28,6 +28,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["vlm.cli.train", "run.name=x"], "no value for data.train.shards, trainer.max_steps"),
         (["vlm.cli.main", "evaluate", "run=nowhere"], "nowhere"),
         (["vlm.cli.main", "evaluate", "run=x", "suit=toy"], "suit"),
+        (["vlm.cli.main", "evaluate", "run=x", "suite=zero_shot"], "suite.root"),
+        (["vlm.cli.train", "experiment=toy", "suite=null"], "use emoji, none, retrieval"),
         (["vlm.cli.main", "evalute"], "no verb 'evalute'"),
         (["vlm.cli.main", "shards", "mix"], "no verb 'mix'"),
         (["vlm.cli.main", "shards", "index", "shards=nothing-*.tar"], "matches no file"),

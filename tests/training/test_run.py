@@ -70,12 +70,15 @@ def test_a_run_stopped_before_its_first_checkpoint_starts_again(toy: Path) -> No
     assert vlm.load(folder).tokenizer.vocab_size > 256
 
 
-def test_data_may_move_between_checkpoint_and_resume(toy: Path, tmp_path: Path) -> None:
+def test_data_may_move_between_checkpoint_and_resume(
+    toy: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(toy)
     short = ["trainer.max_steps=5", "suite=none", "run.name=moved"]
-    folder = train(toy, *short)
+    folder = train(toy, *short, "paths.data=data")
     shutil.rmtree(folder / "checkpoints" / "step_00000005")
-    (tmp_path / "elsewhere").symlink_to(toy / "data")
-    train(toy, *short, f"paths.data={tmp_path}/elsewhere", "run.resume=true")
+    (tmp_path / "data2").symlink_to(toy / "data")
+    train(toy, *short, f"paths.data={tmp_path}/data2", "run.resume=true")
     assert (folder / "checkpoints" / "step_00000005").is_dir()
 
 

@@ -6,6 +6,7 @@ import re
 import sys
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import hydra
@@ -27,11 +28,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             _quiet_logging()
             try:
                 function(config)
-            except VlmError as error:
+            except (VlmError, OSError) as error:
                 sys.exit(f"{type(error).__name__}: {error}")
+            except KeyboardInterrupt:
+                sys.exit(130)
 
         def main() -> None:
             register_schemas()
+            _refuse_null_groups(sys.argv[1:])
             sys.argv = [sys.argv[0], *(quote_braces(argument) for argument in sys.argv[1:])]
             run: Any = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)
             run(with_user_errors)()
@@ -46,6 +50,15 @@ def quote_braces(argument: str) -> str:
     """`shards=a/{00..41}.tar` as `shards='a/{00..41}.tar'`: Hydra would read the braces as a dictionary."""
     match = re.fullmatch(r"([^=\s]+)=([^'\"\[{(][^'\"]*\{[^'\"]*)", argument)
     return f"{match[1]}='{match[2]}'" if match and "${" not in argument else argument
+
+
+def _refuse_null_groups(arguments: list[str]) -> None:
+    """Hydra answers `suite=null` with a stack trace."""
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if option == "null" and group.isidentifier() and Path(config_dir(), group).is_dir():
+            options = sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
+            sys.exit(f"ConfigError: {argument} names no option of {group}; use {', '.join(options)}")
 
 
 def _quiet_logging() -> None:

@@ -25,10 +25,11 @@ def main(config: DictConfig) -> None:
         raise ConfigError(f"suite is not set, and {run_folder} was trained without one; try suite=zero_shot")
     evaluators = build_evaluators(suite)
     out = Path(values["out"] or run_folder / "evaluation" / checkpoint.name)
-    device = _device(values)
-    for evaluator in evaluators.values():
-        evaluator.check()
     with process_group() as topology:
+        device = _device(values)
+        if topology.is_main:
+            for evaluator in evaluators.values():
+                evaluator.check()
         embedder = Embedder(
             load(checkpoint, device=device),
             topology,

@@ -24,7 +24,7 @@ from jaxtyping import Int64
 from numpy import ndarray
 from tqdm import tqdm
 
-from vlm.data.tar import TarReader, is_compressed, is_local, open_shard
+from vlm.data.tar import TarReader, is_compressed, is_local, open_shard, open_url
 from vlm.errors import DataError
 
 logger = logging.getLogger(__name__)
@@ -166,9 +166,7 @@ def _read_bytes(path: str) -> bytes | None:
     try:
         if is_local(path):
             return Path(path).read_bytes()
-        import fsspec
-
-        with fsspec.open(path, "rb") as file:
+        with open_url(path) as file:
             data: bytes = file.read()
             return data
     except (FileNotFoundError, NotADirectoryError, PermissionError):

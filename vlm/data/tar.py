@@ -9,6 +9,8 @@ import io
 import tarfile
 from typing import Any, NamedTuple, cast
 
+from vlm.errors import DataError
+
 _BLOCK = 512
 _BUFFER = 1 << 18
 
@@ -91,10 +93,22 @@ def _open_bytes(url: str) -> io.BufferedReader:
         from webdataset.gopen import gopen
 
         return io.BufferedReader(_Forward(gopen(url, "rb")), _BUFFER)
+    file = open_url(url)
+    return io.BufferedReader(file if _can_seek(file) else _Forward(file), _BUFFER)
+
+
+def open_url(url: str) -> Any:
+    """A file of a store that fsspec knows.
+
+    Raises:
+        DataError: the store needs a package that is not installed.
+    """
     import fsspec
 
-    file = fsspec.open(url, "rb").open()
-    return io.BufferedReader(file if _can_seek(file) else _Forward(file), _BUFFER)
+    try:
+        return fsspec.open(url, "rb").open()
+    except ImportError as error:
+        raise DataError(f"{url} cannot be opened: {error} (for s3: pip install 'vlm[s3]')") from error
 
 
 def _can_seek(file: Any) -> bool:

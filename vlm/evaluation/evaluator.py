@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.data import open_shards, read_records
+from vlm.errors import DataError
 from vlm.inference import Embedder
 
 
@@ -49,7 +50,10 @@ def run_suite(evaluators: Mapping[str, Evaluator], embedder: Embedder) -> dict[s
 
 def records_of(shards: str | Sequence[str]) -> list[dict[str, Any]]:
     """The records of a data set without its pictures."""
-    return list(read_records(open_shards(shards, key="shards")))
+    records = list(read_records(open_shards(shards, key="shards")))
+    if not records:
+        raise DataError(f"shards={shards!r} hold no samples")
+    return records
 
 
 def spread(count: int, *, wanted: int) -> list[int]:

@@ -11,7 +11,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
-from lightning.pytorch.loggers.logger import Logger
+from lightning.pytorch.loggers import Logger, WandbLogger
 
 from vlm.data import TrainData, TrainSet
 from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
@@ -192,7 +192,12 @@ def train(run: Run) -> Path:
     if module.step >= run.trainer.max_steps:
         log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
         return run.folder
-    _fit(run, trainer, module, data, tokenizer)
+    try:
+        _fit(run, trainer, module, data, tokenizer)
+    finally:
+        for logger in run.loggers:
+            if isinstance(logger, WandbLogger) and is_main_process():
+                logger.experiment.finish()  # else the next run of this process would write into this one
     return run.folder
 
 
@@ -265,9 +270,15 @@ def _check_unchanged(run: Run, before: Mapping[str, Any]) -> None:
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     """What may not change at resume, by key; data may move to another folder."""
-    data = config["paths"]["data"]
+    data = config["paths"]["data"].rstrip("/") + "/"
+
+    def relative(value: Any) -> Any:
+        if isinstance(value, list):
+            return [relative(item) for item in value]
+        return value.removeprefix(data) if isinstance(value, str) else value
+
     return {
-        key: value.replace(data, "${paths.data}") if isinstance(value, str) else value
+        key: relative(value)
         for key, value in _flat(config).items()
         if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
     }
