@@ -113,7 +113,7 @@ class StepLog(L.Callback):
 
 def _progress_bar(*, start: int, total: int) -> Any:
     layout = (
-        "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left, {postfix}]"
+        "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} steps [{elapsed}, {remaining} left{postfix}]"
     )
     hidden = not sys.stderr.isatty()
     return tqdm(
