@@ -1,10 +1,11 @@
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import pytest
 
 from vlm.errors import ConfigError
-from vlm.settings import build
+from vlm.settings import build, build_evaluators
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -12,6 +13,8 @@ class Part:
     lr: float
     steps: int
     name: str | None
+    betas: Sequence[float] = ()
+    names: Mapping[str, str] | None = None
     inner: Any = None
 
 
@@ -31,7 +34,10 @@ def test_a_node_is_built_with_the_nodes_in_it() -> None:
         ({"lr": "fast"}, r"part\.lr='fast' is a str; expected float"),
         ({"steps": 1.5}, r"part\.steps=1.5 is a float; expected int"),
         ({"steps": True}, r"part\.steps=True is a bool; expected int"),
-        ({"name": 3}, r"part\.name=3 is a int; expected str \| None"),
+        ({"name": 3}, r"part\.name=3 is a int; expected str or null"),
+        ({"betas": 0.9}, r"part\.betas=0.9 is a float; expected a list of float"),
+        ({"betas": [0.9, "high"]}, r"part\.betas=.* is a list; expected a list of float"),
+        ({"names": "red"}, r"part\.names='red' is a str; expected a mapping"),
         ({"inner": {"x": node(stepz=1)}}, r"part\.inner\.x\.stepz is not a key"),
         ({"_target_": "vlm.nothing.Here"}, r"part\._target_=vlm\.nothing\.Here cannot be imported"),
     ],
@@ -46,3 +52,8 @@ def test_a_missing_key_is_named() -> None:
     del values["steps"]
     with pytest.raises(ConfigError, match=r"part\.steps is missing"):
         build(values, "part")
+
+
+def test_a_misspelt_key_beside_the_evaluators_is_named() -> None:
+    with pytest.raises(ConfigError, match=r"suite\.evaluator is not a key.*did you mean 'evaluators'"):
+        build_evaluators({"root": "data", "evaluators": {}, "evaluator": {"a": node()}})

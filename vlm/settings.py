@@ -7,7 +7,7 @@ opened and no process is started before the whole configuration has passed.
 import inspect
 import types
 import typing
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -126,6 +126,9 @@ def build_evaluators(suite: Mapping[str, Any] | None) -> dict[str, Any]:
     """The evaluators of a `suite` node by name; none where there is no suite."""
     if not suite:
         return {}
+    for name, value in suite.items():
+        if name != "evaluators" and not isinstance(value, str):  # a text is there for interpolation
+            raise ConfigError(unknown_key_message(str(name), ["evaluators"], where="suite"))
     nodes = suite.get("evaluators")
     if not isinstance(nodes, Mapping):
         raise ConfigError("suite.evaluators is missing; a suite maps names to evaluators")
@@ -179,8 +182,21 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
 def _misfit_message(key: str, value: Any, hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return f"{key}={value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}"
-    expected = hint.__name__ if isinstance(hint, type) else str(hint)
-    return f"{key}={value!r} is a {type(value).__name__}; expected {expected}"
+    return f"{key}={value!r} is a {type(value).__name__}; expected {_named(hint)}"
+
+
+def _named(hint: Any) -> str:
+    """A type hint in the words of a yaml file."""
+    arguments = typing.get_args(hint)
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return " or ".join(map(_named, arguments))
+    if typing.get_origin(hint) is Sequence:
+        return f"a list of {_named(arguments[0])}"
+    if typing.get_origin(hint) is Mapping:
+        return "a mapping"
+    if hint is types.NoneType:
+        return "null"
+    return hint.__name__ if isinstance(hint, type) else str(hint)
 
 
 def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
@@ -191,11 +207,15 @@ def _type_hints(target: Callable[..., Any]) -> dict[str, Any]:
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a yaml scalar fits a scalar type hint; other hints are left to the constructor."""
+    """Whether a yaml value fits a hint of scalars, lists and mappings; others are left to the constructor."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_fits(value, option) for option in typing.get_args(hint))
     if typing.get_origin(hint) is Literal:
         return value in typing.get_args(hint)
+    if typing.get_origin(hint) is Sequence:
+        return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
+    if typing.get_origin(hint) is Mapping:
+        return isinstance(value, Mapping)
     if isinstance(value, Mapping | list):
         return hint not in (int, float, str, bool, types.NoneType)
     if hint is float:

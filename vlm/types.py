@@ -46,24 +46,6 @@ class StepOutput:
 
 
 @runtime_checkable
-class ImageTower(Protocol):
-    """Maps images to one vector each."""
-
-    width: int
-
-    def __call__(self, image: Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
-
-
-@runtime_checkable
-class TextTower(Protocol):
-    """Maps token ids to one vector each."""
-
-    width: int
-
-    def __call__(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]: ...
-
-
-@runtime_checkable
 class ContrastiveModel(Protocol):
     """What an objective may ask of a model."""
 

@@ -1,15 +1,21 @@
 """Ranks and collectives; everything here is a no-op in one process."""
 
-from vlm.distributed.collectives import barrier, gather_objects, gather_rows, mean_over_ranks, sum_over_ranks
+from vlm.distributed.collectives import (
+    gather_objects,
+    gather_rows,
+    max_over_ranks,
+    mean_over_ranks,
+    sum_over_ranks,
+)
 from vlm.distributed.launch import is_main_process, process_group
 from vlm.distributed.topology import Topology
 
 __all__ = [
     "Topology",
-    "barrier",
     "gather_objects",
     "gather_rows",
     "is_main_process",
+    "max_over_ranks",
     "mean_over_ranks",
     "process_group",
     "sum_over_ranks",

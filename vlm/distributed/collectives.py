@@ -71,7 +71,10 @@ def sum_over_ranks(value: Tensor) -> Tensor:
     return total
 
 
-def barrier() -> None:
-    """Wait for every rank."""
-    if not _alone():
-        dist.barrier()
+def max_over_ranks(value: Tensor) -> Tensor:
+    """Largest of each element of a detached tensor over all ranks."""
+    if _alone():
+        return value.detach()
+    largest = value.detach().clone()
+    dist.all_reduce(largest, dist.ReduceOp.MAX)
+    return largest

@@ -1,6 +1,5 @@
 """Where this process stands among its peers."""
 
-import os
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -8,19 +7,17 @@ import torch.distributed as dist
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Topology:
-    """Rank, number of ranks, and rank on this node; (0, 1, 0) in a process that stands alone."""
+    """Rank and number of ranks; 0 of 1 in a process that stands alone."""
 
     rank: int
     world_size: int
-    local_rank: int
 
     @classmethod
     def current(cls) -> "Topology":
         """Read the default process group, if there is one."""
         if not (dist.is_available() and dist.is_initialized()):
-            return cls(rank=0, world_size=1, local_rank=0)
-        local_rank = int(os.environ.get("LOCAL_RANK", "0"))
-        return cls(rank=dist.get_rank(), world_size=dist.get_world_size(), local_rank=local_rank)
+            return cls(rank=0, world_size=1)
+        return cls(rank=dist.get_rank(), world_size=dist.get_world_size())
 
     @property
     def is_main(self) -> bool:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
-from vlm.distributed import Topology, sum_over_ranks
+from vlm.distributed import Topology, max_over_ranks, sum_over_ranks
 from vlm.evaluation import Evaluator, run_suite
 from vlm.inference import Embedder, Loaded
 from vlm.training.checkpoint import save
@@ -47,7 +47,8 @@ class TimedLoader:
 
 
 class StepLog(L.Callback):
-    """Every `every_n_steps` steps: losses (mean over ranks), rates and memory to every logger and the bar."""
+    """Every `every_n_steps` steps, losses and rates (means over ranks) and peak memory (of the fullest rank)
+    to every logger and the bar."""
 
     def __init__(
         self, loader: TimedLoader, *, every_n_steps: int, global_batch_size: int, max_steps: int
@@ -77,6 +78,8 @@ class StepLog(L.Callback):
         if module.step % self.every_n_steps and module.step != self.max_steps:
             return
         metrics = averaged({**outputs["metrics"], **self._rates(module.step)}, device=module.device)
+        peak = torch.tensor(_peak_memory_gib(module.device), device=module.device)
+        metrics["memory/peak_gib"] = max_over_ranks(peak).item()
         metrics["data/substituted"] = sum_over_ranks(self.substituted).item()
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=module.step)
@@ -96,7 +99,6 @@ class StepLog(L.Callback):
         return {
             "time/samples_per_s": (step - first) * self.global_batch_size / seconds,
             "time/data_wait_share": (waited - waited_before) / seconds,
-            "memory/peak_gib": _peak_memory_gib(),
         }
 
     def _show(self, step: int, metrics: Mapping[str, float]) -> None:
@@ -121,11 +123,12 @@ def _progress_bar(*, start: int, total: int) -> Any:
     )
 
 
-def _peak_memory_gib() -> float:
-    """Peak of this process: on the GPU where there is one, else resident memory."""
-    if torch.cuda.is_available():
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+def _peak_memory_gib(device: torch.device) -> float:
+    """Peak of this process: on its GPU, else resident memory."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**30 if sys.platform == "darwin" else 2**20)  # macOS counts bytes, Linux KiB
 
 
 class Pausing(L.Callback):

@@ -1,0 +1,95 @@
+"""The gradient contract over a whole model: what data parallelism averages is the global gradient."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from gloo import run_gloo
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from vlm.distributed import Topology
+from vlm.models import DualEncoder, ModelSpec, build_model
+from vlm.objectives import ClipObjective, Objective
+from vlm.types import Batch
+
+SPEC = ModelSpec.from_mapping(
+    {
+        "embed_dim": 8,
+        "init_logit_scale": 10.0,
+        "image": {
+            "name": "vit_tiny_patch16_224",
+            "image_size": 16,
+            "mean": [0.5, 0.4, 0.3],
+            "std": [0.2, 0.25, 0.3],
+            "pretrained": False,
+            "options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
+        },
+        "text": {
+            "kind": "causal",
+            "context_length": 8,
+            "vocab_size": 40,
+            "eot_id": 2,
+            "width": 16,
+            "layers": 2,
+            "heads": 2,
+            "activation": "gelu",
+        },
+    }
+)
+ROWS = 8
+
+
+class Step(nn.Module):
+    """Encode and loss in one forward, as the data-parallel wrapper needs it."""
+
+    def __init__(self, model: DualEncoder, objective: Objective) -> None:
+        super().__init__()
+        self.model = model
+        self.objective = objective
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.objective.loss(self.model, self.objective.encode(self.model, batch)).total
+
+
+def own_rows(topology: Topology) -> Batch:
+    """This rank's slice of one batch; rows have captions of different lengths, some of them equal."""
+    generator = torch.Generator().manual_seed(3)
+    text = torch.randint(3, 40, (ROWS, 8), generator=generator)
+    for row in range(ROWS):
+        text[row, 2 + row % 6] = 2  # end of text
+    batch = {
+        "image": torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        "text": text,
+        "caption_id": torch.tensor([0, 1, 2, 1, 3, 0, 4, 1]),
+    }
+    return Batch(**{name: value.chunk(topology.world_size)[topology.rank] for name, value in batch.items()})  # type: ignore[typeddict-item]
+
+
+def gradients(masked: bool) -> dict[str, Tensor]:
+    """Mean loss and averaged gradient of every parameter, in float64."""
+    topology = Topology.current()
+    torch.manual_seed(0)
+    model = build_model(SPEC).double()
+    step: nn.Module = Step(model, ClipObjective(max_logit_scale=100.0, mask_equal_captions=masked))
+    if topology.world_size > 1:
+        step = DistributedDataParallel(step)
+    loss = step(own_rows(topology))
+    loss.backward()
+    total = loss.detach().clone()
+    if topology.world_size > 1:
+        torch.distributed.all_reduce(total)
+    grads = {name: parameter.grad for name, parameter in model.named_parameters()}
+    return {"loss": total / topology.world_size, **grads}  # type: ignore[dict-item]
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("world_size", [2, 4])
+def test_every_gradient_of_the_model_is_that_of_one_process(
+    tmp_path: Path, world_size: int, masked: bool
+) -> None:
+    alone = gradients(masked)
+    assert {"logit_scale", "image_projection.weight", "text_projection.weight"} < alone.keys()
+    for rank in run_gloo(gradients, world_size, tmp_path, masked):
+        for name, value in alone.items():
+            torch.testing.assert_close(rank[name], value, rtol=0, atol=1e-10, msg=name)
