@@ -68,7 +68,7 @@ def sample_size(members: Mapping[str, bytes]) -> int:
 
 
 def _header(name: str, size: int) -> bytes:
-    """The tar header of a file whose time, owner and group are zero, so that bytes depend on the samples alone.
+    """A tar header with time, owner and group zero, so that a shard's bytes depend on its samples alone.
 
     `tarfile` takes longer to make one than to write a small image, hence the template.
     """
