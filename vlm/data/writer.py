@@ -31,6 +31,12 @@ class OpenShard:
         self._offsets: list[int] = []
         self._file = self.partial.open("wb", buffering=_BUFFER)
 
+    @property
+    def whole_size(self) -> int:
+        """Bytes of the tar when it is finished."""
+        size = self.size + 2 * _BLOCK
+        return size + -size % tarfile.RECORDSIZE
+
     def add(self, key: str, members: Mapping[str, bytes]) -> None:
         """Append a sample: extension -> content."""
         self.keys.append(key)
@@ -39,12 +45,10 @@ class OpenShard:
             parts = (_header(f"{key}.{extension}", len(content)), content, bytes(-len(content) % _BLOCK))
             self.size += self._file.write(b"".join(parts))
 
-    def finish(self) -> int:
-        """Write the index, then give the tar its name. Returns its size in bytes."""
+    def finish(self) -> None:
+        """Write the index, then give the tar its name."""
         try:
-            size = self.size + 2 * _BLOCK
-            size += -size % tarfile.RECORDSIZE
-            self._file.write(bytes(size - self.size))
+            self._file.write(bytes(self.whole_size - self.size))
             self._file.close()
             ends = [*self._offsets[1:], self.size]
             sizes = [end - start for start, end in zip(self._offsets, ends, strict=True)]
@@ -53,7 +57,6 @@ class OpenShard:
         except BaseException:
             self.abandon()
             raise
-        return size
 
     def abandon(self) -> None:
         """Remove what was written."""

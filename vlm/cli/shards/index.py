@@ -1,0 +1,20 @@
+"""`vlm shards index`: count the samples of shards and note where each begins."""
+
+from omegaconf import DictConfig
+
+from vlm.cli.command import command
+from vlm.settings import resolve
+
+
+@command("shards_index")
+def main(config: DictConfig) -> None:
+    """Entry point of `vlm shards index`."""
+    patterns = resolve(config)["shards"]
+    from vlm.data import open_shards
+    from vlm.data.index import index_shards
+
+    shards = open_shards(patterns, key="shards")
+    places = index_shards(shards.urls)
+    sizes = open_shards(patterns, key="shards")  # a wrong count was corrected
+    print(f"{sizes.num_samples} samples in {len(sizes.urls)} shards")
+    print("\n".join(f"index: {folder}" for folder in places))
