@@ -48,6 +48,9 @@ def _table(findings: Findings) -> str:
     for title, kinds in (("errors", ERRORS), ("warnings", WARNINGS)):
         lines += ["", title]
         for kind in kinds:
+            if kind not in findings.counts:
+                lines.append(f"  {kind:<32}not counted: give tokenizer=")
+                continue
             lines.append(_line(kind, findings.counts[kind], findings))
             named = findings.named.get(kind, [])
             lines += [f"      {text}" for text in named[:_SHOWN]]

@@ -57,7 +57,7 @@ class Findings:
     lengths: dict[str, int]
     """Median, 99 % and longest of the captions."""
     counts: dict[str, int]
-    """Findings by kind."""
+    """Findings by kind; `TOO_LONG` only where a tokenizer counts."""
     named: dict[str, list[str]]
     """The first findings of each kind."""
 
@@ -137,7 +137,7 @@ class Check:
 
 def _merge(scans: Sequence[ShardScan], captions: Sequence[str], *, context_length: int | None) -> Findings:
     """Add up the shards, and search them for doubles."""
-    counts: Counter[str] = Counter(dict.fromkeys((*ERRORS, *WARNINGS), 0))
+    counts: Counter[str] = Counter(dict.fromkeys(ERRORS, 0))
     named: dict[str, list[str]] = {}
     for scan in scans:
         counts.update(scan.counts)

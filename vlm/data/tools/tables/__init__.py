@@ -31,7 +31,7 @@ def open_table(path: Path, *, separator: str | None) -> Table:
         raise DataError(f"input={path} does not exist; it names a table or a folder of images")
     ending = path.suffix.lower()
     if ending == ".parquet":
-        return ParquetTable(path=path)
+        return ParquetTable.open(path)
     if ending in _JSON_LINES:
         return JsonLinesTable.open(path)
     if ending in _DELIMITED:

@@ -7,14 +7,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm.data.tools.tables.table import BUFFER, HEAD, IMAGE_SUFFIXES, Lines, Place, Row, digest
+from vlm.data.tools.tables.table import BUFFER, HEAD, IMAGE_SUFFIXES, Lines, Place, Row, Table, digest
 from vlm.errors import ConfigError, DataError
 
 _SEPARATORS = (",", "\t", ";", "|")
 
 
 @dataclass(frozen=True, kw_only=True)
-class DelimitedTable:
+class DelimitedTable(Table):
     """Rows of cells.
 
     Args:
@@ -118,22 +118,27 @@ def _character(separator: str) -> str:
 
 def _sniff(lines: Sequence[str], *, path: Path) -> str:
     """The separator that cuts most lines into the same number of cells, at least two."""
-
-    def agreement(separator: str) -> tuple[int, int]:
-        try:
-            counts = [len(cells) for cells in csv.reader(lines, delimiter=separator) if cells]
-        except csv.Error:
-            return 0, 0
-        width = max(set(counts), key=counts.count, default=1)
-        return (counts.count(width), width) if width > 1 else (0, 0)
-
-    best = max(_SEPARATORS, key=agreement)
-    if agreement(best) == (0, 0):
+    agreement = {separator: _agreement(lines, separator) for separator in _SEPARATORS}
+    best = max(_SEPARATORS, key=lambda separator: agreement[separator])
+    if path.suffix.lower() in (".tsv", ".tab") and agreement["\t"] > (0, 0):
+        best = "\t"
+    if agreement[best] == (0, 0):
         raise DataError(
             f"input={path} is cut into columns by none of comma, tab, semicolon and bar; name what does, "
             "as in separator=tab"
         )
     return best
+
+
+def _agreement(lines: Sequence[str], separator: str) -> tuple[int, int]:
+    """How many lines have the most frequent number of cells, and this number."""
+    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
+    try:
+        counts = [len(cells) for cells in csv.reader(lines, delimiter=separator, quoting=quoting) if cells]
+    except csv.Error:
+        return 0, 0
+    width = max(set(counts), key=counts.count, default=1)
+    return (counts.count(width), width) if width > 1 else (0, 0)
 
 
 def _has_quoted_cells(lines: Sequence[str]) -> bool:

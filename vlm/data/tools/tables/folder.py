@@ -10,14 +10,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from vlm.data.tools.tables.table import HEAD, IMAGE_SUFFIXES, Place, Row
+from vlm.data.tools.tables.table import HEAD, IMAGE_SUFFIXES, Place, Row, Table
 from vlm.errors import DataError
 
 _MAX_TABLES_NAMED = 3
 
 
 @dataclass(frozen=True, kw_only=True)
-class FolderTable:
+class FolderTable(Table):
     """Image files with `<stem>.txt`, `<stem>.json` or both beside them, subfolders included.
 
     The columns are `image` (the path within the folder), `txt` and the keys of the json.

@@ -7,12 +7,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from vlm.data.tools.tables.table import BUFFER, HEAD, Lines, Place, Row, digest
+from vlm.data.tools.tables.table import BUFFER, HEAD, Lines, Place, Row, Table, digest
 from vlm.errors import DataError
 
 
 @dataclass(frozen=True, kw_only=True)
-class JsonLinesTable:
+class JsonLinesTable(Table):
     """Objects whose keys are the columns.
 
     Args:

@@ -1,5 +1,6 @@
 """Parquet, with images as paths or within the table."""
 
+import dataclasses
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -7,14 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from vlm.data.tools.tables.table import BUFFER, Place, Row, digest
+from vlm.data.tools.tables.table import BUFFER, Place, Row, Table, digest
 from vlm.errors import DataError
 
 _BATCH = 256
 
 
 @dataclass(frozen=True, kw_only=True)
-class ParquetTable:
+class ParquetTable(Table):
     """Rows of a Parquet file; a place is the number of a row.
 
     An image is a path, bytes, or a struct with `bytes` as the `datasets` library writes it. Columns that are
@@ -22,26 +23,33 @@ class ParquetTable:
     """
 
     path: Path
+    columns: tuple[str, ...]
     first: int = 0
     count: int | None = None
 
-    @cached_property
-    def _file(self) -> Any:
+    @classmethod
+    def open(cls, path: Path) -> "ParquetTable":
+        """Read the schema.
+
+        Raises:
+            DataError: it is no Parquet file.
+        """
         import pyarrow as pa
-        import pyarrow.parquet as pq
 
         try:
-            return pq.ParquetFile(self.path)
+            schema = cls(path=path, columns=())._file.schema_arrow
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"input={self.path} is no Parquet file: {error}") from None
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {"path": self.path, "first": self.first, "count": self.count}  # without the open file
+            raise DataError(f"input={path} is no Parquet file: {error}") from None
+        return cls(path=path, columns=tuple(field.name for field in schema if _is_kept(field.type)))
 
     @cached_property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the top level."""
-        return tuple(field.name for field in self._file.schema_arrow if _is_kept(field.type))
+    def _file(self) -> Any:
+        import pyarrow.parquet as pq
+
+        return pq.ParquetFile(self.path)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {name: value for name, value in self.__dict__.items() if name != "_file"}
 
     @property
     def description(self) -> str:
@@ -67,7 +75,7 @@ class ParquetTable:
 
     def part(self, *, number: int, place: int, count: int) -> "ParquetTable":
         """Some of the rows."""
-        return ParquetTable(path=self.path, first=place, count=count)
+        return dataclasses.replace(self, first=place, count=count)
 
     def fingerprint(self) -> str:
         """Of size and footer: in it stand sizes and statistics of all columns."""

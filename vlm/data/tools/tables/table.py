@@ -1,9 +1,10 @@
 """What every table can do."""
 
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 from vlm.errors import DataError
 
@@ -29,30 +30,31 @@ class Place(NamedTuple):
     """Its file; its size in bytes where the table holds the image itself; None where there is none."""
 
 
-class Table(Protocol):
+class Table(ABC):
     """Rows of named values, readable from a place in its middle."""
 
-    @property
-    def path(self) -> Path:
-        """The file or folder."""
+    path: Path
+    """The file or folder."""
+    columns: tuple[str, ...]
 
     @property
-    def columns(self) -> tuple[str, ...]:
-        """Names of the values."""
-
-    @property
+    @abstractmethod
     def description(self) -> str:
         """What kind of table it was found to be."""
 
+    @abstractmethod
     def rows(self) -> Iterator[Row]:
         """Every row in order."""
 
+    @abstractmethod
     def places(self, image: str) -> Iterator[Place]:
         """One for each row, without reading what need not be read for it."""
 
+    @abstractmethod
     def part(self, *, number: int, place: int, count: int) -> "Table":
         """`count` rows from the one with this number, which begins at `place`."""
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Of the content: another content has another."""
 
