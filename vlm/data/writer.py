@@ -4,6 +4,7 @@ import os
 import tarfile
 from collections.abc import Mapping
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 
@@ -50,8 +51,7 @@ class OpenShard:
         try:
             self._file.write(bytes(self.whole_size - self.size))
             self._file.close()
-            ends = [*self._offsets[1:], self.size]
-            sizes = [end - start for start, end in zip(self._offsets, ends, strict=True)]
+            sizes = [end - start for start, end in pairwise([*self._offsets, self.size])]
             write_offsets(self.path, self.keys, self._offsets, sizes)
             os.replace(self.partial, self.path)
         except BaseException:

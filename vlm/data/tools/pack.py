@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -129,8 +129,7 @@ class Pack:
         if found := sorted(name for name in os.listdir(out) if not name.startswith(".")):
             raise DataError(f"out={out} has {found[0]} in it; name a new folder, or remove what is there")
         planner = Planner(root=root, max_samples=self.max_samples, max_mb=self.max_mb)
-        rows = tqdm(table.places(columns.image), desc="planning", unit="row", delay=2, disable=None)
-        plan = planner.plan(rows)
+        plan = planner.plan(table.places(columns.image))
         if len(planner.missing) > self.max_skipped * plan.rows:
             examples = ", ".join(os.path.join(root, path) for path in planner.missing[:_EXAMPLES])
             raise DataError(
@@ -186,19 +185,20 @@ class Pack:
         self, missing: list[ShardTask], records: dict[str, ShardRecord], plan: Plan, out: Path
     ) -> None:
         """Write shards, and add their records as they are done."""
-        done = plan.rows - sum(task.rows for task in missing)
+        there = plan.rows - sum(task.rows for task in missing)
         skipped = sum(len(record.skipped) for record in records.values())
         workers = min(number_of_workers(self.workers), max(1, len(missing)))
-        with tqdm(total=plan.rows, initial=done, desc="packing", unit="image", disable=None) as bar:
+        with tqdm(total=plan.rows, initial=there, desc="packing", unit="image", disable=None) as bar:
 
             def advance(count: int) -> None:
                 bar.update(count)
 
-            for name, record in run_tasks(write_shard, missing, num_workers=workers, advance=advance):
-                records[name] = record
-                skipped += len(record.skipped)
-                if skipped > self.max_skipped * plan.rows:
-                    self._refuse(records, plan, out)
+            with closing(run_tasks(write_shard, missing, num_workers=workers, advance=advance)) as done:
+                for name, record in done:
+                    records[name] = record
+                    skipped += len(record.skipped)
+                    if skipped > self.max_skipped * plan.rows:
+                        self._refuse(records, plan, out)
 
     def _refuse(self, records: dict[str, ShardRecord], plan: Plan, out: Path) -> None:
         skipped = _write_skipped(out, records)
@@ -219,14 +219,21 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         _hidden(out).mkdir(parents=True, exist_ok=True)
         with FileLock(_hidden(out) / "lock", timeout=_LOCK_SECONDS):
-            for partial in (*out.glob("*.partial"), *_hidden(out).glob("*.partial")):
-                partial.unlink()
-            yield
+            _remove_partial(out)
+            try:
+                yield
+            finally:
+                _remove_partial(out)
     except Timeout:
         raise DataError(f"another process is packing into out={out}; wait for it, or name another") from None
     except OSError as error:
         message = f"packing into out={out} stopped: {error}; run the same command again to go on"
         raise DataError(message) from error
+
+
+def _remove_partial(out: Path) -> None:
+    for partial in (*out.glob("*.partial"), *_hidden(out).glob("*.partial")):
+        partial.unlink()
 
 
 def _write_skipped(out: Path, records: dict[str, ShardRecord]) -> list[Skipped]:

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tqdm import tqdm
+
 from vlm.data.tools.tables import Place
 from vlm.errors import DataError
 
@@ -80,7 +82,8 @@ class Planner:
         """Look at every row once."""
         starts: list[tuple[int, int]] = []
         rows = samples = size = 0
-        for rows, (place, image) in enumerate(places, 1):
+        bar = tqdm(places, desc="planning", unit="row", delay=2, disable=None)
+        for rows, (place, image) in enumerate(bar, 1):
             sample = _TEXT_SIZE + self._image_size(image)
             if not starts or samples == self._max_samples or size + sample > self._max_bytes:
                 starts.append((rows - 1, place))

@@ -5,7 +5,7 @@ import os
 import signal
 import threading
 import traceback
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from multiprocessing import connection
 from multiprocessing.process import BaseProcess
 from typing import Any, TypeVar
@@ -36,10 +36,10 @@ def run_tasks(
     *,
     num_workers: int,
     advance: Advance,
-) -> Iterator[Result]:
+) -> Generator[Result, None, None]:
     """Results of tasks as they are done, in any order; with one worker in this process, in their order.
 
-    Processes end with the iteration, however it ends, and when this process is killed.
+    Processes end when the generator ends or is closed, and when this process is killed.
 
     Args:
         function: of a task and of what it may call with numbers of things done; picklable.

@@ -132,11 +132,11 @@ def _sniff(lines: Sequence[str], *, path: Path) -> str:
 
 def _agreement(lines: Sequence[str], separator: str) -> tuple[int, int]:
     """How many lines have the most frequent number of cells, and this number."""
-    quoting = csv.QUOTE_NONE if separator == "\t" else csv.QUOTE_MINIMAL
-    try:
-        counts = [len(cells) for cells in csv.reader(lines, delimiter=separator, quoting=quoting) if cells]
-    except csv.Error:
-        return 0, 0
+    if separator == "\t":
+        rows = [line.split("\t") for line in lines if line.strip()]
+    else:
+        rows = list(csv.reader(lines, delimiter=separator))
+    counts = [len(cells) for cells in rows if cells]
     width = max(set(counts), key=counts.count, default=1)
     return (counts.count(width), width) if width > 1 else (0, 0)
 
