@@ -5,7 +5,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from statistics import median
 
 import torch
@@ -80,9 +80,7 @@ def bench(data: TrainData, train_set: TrainSet, tokenizer: Tokenize, *, seconds:
             done += _make_batch(samples[start : start + _BATCH], data, tokenizer, clock, sides)
     torch.set_num_threads(threads)
     if not done:
-        raise DataError(
-            f"none of {len(samples)} samples is whole; vlm shards check says what is wrong with them"
-        )
+        raise DataError(f"none of {len(samples)} samples is whole; vlm shards check says why")
     counts = {name: len(samples) if name == READ else done for name in STAGES}
     return Bench(
         stages={name: clock.seconds[name] * 1000 / counts[name] for name in STAGES},
@@ -160,9 +158,10 @@ def _read(train_set: TrainSet, clock: _Clock, seconds: float) -> list[tuple[RawS
 
 
 def _stream(source: OrderedSource) -> Iterator[tuple[int, int]]:
-    """Shard and row of the samples of the first epoch's first group, stream by stream."""
-    for stream in range(source.order.streams_per_group):
-        for run in source.order.runs(epoch=0, group=0, stream=stream):
+    """Shard and row of the samples of the first epoch, stream by stream."""
+    order = source.order
+    for group, stream in product(range(order.num_groups), range(order.streams_per_group)):
+        for run in order.runs(epoch=0, group=group, stream=stream):
             for row in range(run.start, run.stop):
                 yield run.shard, row
 
@@ -179,7 +178,8 @@ def _make_batch(
     for number, (raw, source) in enumerate(samples):
         rng = random.Random(number)
         try:
-            captions.append(draw_caption(decode_record(raw), source.captions, rng=rng))
+            with clock.on(TOKENIZE):
+                caption = draw_caption(decode_record(raw), source.captions, rng=rng)
             with clock.on(DECODE):
                 image = sample_image(raw)
             sides.append(min(image.size))
@@ -190,6 +190,7 @@ def _make_batch(
             spent = time.perf_counter() - start
             clock.seconds[TRANSFORM] += spent - (clock.seconds[DECODE] - before)
             images.append(pixels)
+            captions.append(caption)
         except (BrokenSampleError, UnreadableImageError):
             continue
     if images:
