@@ -210,7 +210,7 @@ def test_images_within_parquet(tmp_path: Path, workers: int) -> None:
 def test_it_says_which_columns_it_took(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, logger="vlm"):
         pack(write_table(tmp_path, 3), tmp_path / "out").run()
-    assert "table.csv: separator ,, columns filepath, title, title_zh" in caplog.text
+    assert "table.csv: separator comma, columns filepath, title, title_zh" in caplog.text
     assert "image=filepath caption=[title,title_zh]" in caplog.text
 
 

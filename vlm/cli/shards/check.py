@@ -49,7 +49,7 @@ def _table(findings: Findings) -> str:
         lines += ["", title]
         for kind in kinds:
             if kind not in findings.counts:
-                lines.append(f"  {kind:<32}not counted: give tokenizer=")
+                lines.append(f"  {kind:<40}not counted: give tokenizer=")
                 continue
             lines.append(_line(kind, findings.counts[kind], findings))
             named = findings.named.get(kind, [])
@@ -61,4 +61,4 @@ def _table(findings: Findings) -> str:
 
 def _line(name: str, count: int, findings: Findings) -> str:
     share = f"{count / findings.samples:8.2%}" if findings.samples and count else ""
-    return f"  {name:<32}{count:>10}  {share}".rstrip()
+    return f"  {name:<40}{count:>10}  {share}".rstrip()

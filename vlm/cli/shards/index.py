@@ -1,5 +1,7 @@
 """`vlm shards index`: count the samples of shards and note where each begins."""
 
+from pathlib import Path
+
 from omegaconf import DictConfig
 
 from vlm.cli.command import command
@@ -17,4 +19,8 @@ def main(config: DictConfig) -> None:
     places = index_shards(shards.urls)
     sizes = open_shards(patterns, key="shards")  # a wrong count was corrected
     print(f"{sizes.num_samples} samples in {len(sizes.urls)} shards")
-    print("\n".join(f"index: {folder}" for folder in places))
+    print("\n".join(f"index: {_relative(Path(folder))}" for folder in places))
+
+
+def _relative(folder: Path) -> Path:
+    return folder.relative_to(Path.cwd()) if folder.is_relative_to(Path.cwd()) else folder

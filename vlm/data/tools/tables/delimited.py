@@ -10,7 +10,8 @@ from pathlib import Path
 from vlm.data.tools.tables.table import BUFFER, HEAD, IMAGE_SUFFIXES, Lines, Place, Row, Table, digest
 from vlm.errors import ConfigError, DataError
 
-_SEPARATORS = (",", "\t", ";", "|")
+# By name, as a shell and the command line's own grammar have uses for the characters.
+_SEPARATORS = {"comma": ",", "tab": "\t", "semicolon": ";", "bar": "|"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +58,8 @@ class DelimitedTable(Table):
     @property
     def description(self) -> str:
         """The separator."""
-        return f"separator {'tab' if self.separator == chr(9) else self.separator}"
+        names = {character: name for name, character in _SEPARATORS.items()}
+        return f"separator {names.get(self.separator, self.separator)}"
 
     def rows(self) -> Iterator[Row]:
         """Cells by the names of their columns."""
@@ -110,16 +112,17 @@ class DelimitedTable(Table):
 
 
 def _character(separator: str) -> str:
-    separator = {"tab": "\t", "\\t": "\t"}.get(separator, separator)
-    if len(separator) != 1:
-        raise ConfigError(f"separator={separator!r} has to be one character, or 'tab'")
-    return separator
+    character = _SEPARATORS.get(separator, separator)
+    if len(character) != 1:
+        names = ", ".join(_SEPARATORS)
+        raise ConfigError(f"separator={separator!r} has to be {names} or a single character")
+    return character
 
 
 def _sniff(lines: Sequence[str], *, path: Path) -> str:
     """The separator that cuts most lines into the same number of cells, at least two."""
-    agreement = {separator: _agreement(lines, separator) for separator in _SEPARATORS}
-    best = max(_SEPARATORS, key=lambda separator: agreement[separator])
+    agreement = {separator: _agreement(lines, separator) for separator in _SEPARATORS.values()}
+    best = max(agreement, key=lambda separator: agreement[separator])
     if path.suffix.lower() in (".tsv", ".tab") and agreement["\t"] > (0, 0):
         best = "\t"
     if agreement[best] == (0, 0):
