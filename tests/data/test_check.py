@@ -72,7 +72,7 @@ def test_what_is_wrong_with_samples_is_counted_and_named(tmp_path: Path, workers
     ]
     assert findings.named[NO_CAPTION][:2] == [
         f"{second}/000007 is empty in txt",
-        f"{second}/000008 has no txt",
+        f"{second}/000008 has no txt, but no other text",
     ]
     # Headers alone do not tell that pixels are missing.
     assert counted(check(tmp_path, decode=False))[UNREADABLE_IMAGE] == 2
@@ -148,3 +148,9 @@ def test_what_does_not_exist_is_one_message(tmp_path: Path) -> None:
     write_shards(tmp_path, [1])
     with pytest.raises(DataError, match="is no tokenizer file"):
         check(tmp_path, tokenizer=str(tmp_path / "none.json"))
+
+
+def test_a_wrong_field_names_those_that_exist(tmp_path: Path) -> None:
+    write_shards(tmp_path, [1])
+    (text,) = check(tmp_path, captions="json.caption_fr").named[NO_CAPTION]
+    assert text.endswith("has no json.caption_fr, but txt, json.caption_en, json.caption_zh")

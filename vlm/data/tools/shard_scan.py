@@ -13,6 +13,7 @@ from vlm.data.samples import (
     IMAGE_EXTENSIONS,
     BrokenSampleError,
     decode_record,
+    field_names,
     lookup,
     record_captions,
     sample_image,
@@ -128,7 +129,10 @@ def _scan_sample(sample: RawSample, task: ScanTask, scan: ShardScan) -> list[str
     scan.fields.update(captions.keys())
     if not captions:
         present = [name for name in task.captions if lookup(record, name) is not None]
+        texts = [name for name in record if name != "key" and isinstance(record[name], str)]
+        others = ", ".join([*texts, *field_names(record)]) or "no other text"
         what = f"is empty in {', '.join(present)}" if present else f"has no {', '.join(task.captions)}"
+        what += "" if present else f", but {others}"
         scan.note(NO_CAPTION, f"{sample.name} {what}")
     return [caption for group in captions.values() for caption in group]
 
