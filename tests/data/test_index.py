@@ -6,7 +6,7 @@ import pyarrow.parquet as pq
 import pytest
 from small_shards import sample, write_shards, write_tar
 
-from vlm.data.index import read_offsets, shard_sizes, write_sizes
+from vlm.data.index import index_shards, read_offsets, shard_sizes, stored_sizes, write_sizes
 from vlm.data.shards import ShardCursor, ShardSet, open_shards
 from vlm.errors import DataError
 
@@ -144,3 +144,44 @@ def test_a_shard_that_was_replaced_under_its_index_is_an_error_that_says_so(tmp_
         DataError, match=r"00000\.tar cannot be read at sample 3: no tar header.*was replaced"
     ):
         ShardCursor(shards, None).read(0, 3)
+
+
+def test_offsets_are_added_where_only_counts_are_known(tmp_path):
+    pattern = write_shards(tmp_path, [3, 4])
+    expected = [read_offsets(url).tolist() for url in open_shards(pattern, key="k").urls]
+    for path in tmp_path.glob("*.index.parquet"):
+        path.unlink()
+    shards = open_shards(pattern, key="k")  # the counts are enough
+    assert read_offsets(shards.urls[0]) is None
+    assert index_shards(shards.urls) == {str(tmp_path): 2}
+    assert [read_offsets(url).tolist() for url in shards.urls] == expected
+
+
+def test_compressed_shards_get_counts_alone(tmp_path):
+    shards = open_shards(write_shards(tmp_path, [3], suffix="tar.gz"), key="k")
+    index_shards(shards.urls)
+    assert read_offsets(shards.urls[0]) is None
+
+
+def test_a_count_that_was_wrong_is_corrected(tmp_path, caplog):
+    shards = open_shards(write_shards(tmp_path, [3, 4]), key="k")
+    (tmp_path / "00001.index.parquet").unlink()
+    (tmp_path / "sizes.json").write_text('{"00000.tar": 3, "00001.tar": 9, "other.tar": 1}')
+    index_shards(shards.urls)
+    assert "holds 4 samples, its index said 9" in caplog.text
+    assert json.loads((tmp_path / "sizes.json").read_text()) == {
+        "00000.tar": 3,
+        "00001.tar": 4,
+        "other.tar": 1,
+    }
+
+
+def test_stored_sizes_count_nothing(tmp_path):
+    shards = open_shards(write_shards(tmp_path, [3]), key="k").urls
+    (tmp_path / "00001.tar").write_bytes(b"no tar")
+    assert stored_sizes([*shards, f"{tmp_path}/00001.tar"]) == (3, None)
+
+
+def test_names_that_are_no_text_are_indexed(tmp_path):
+    write_tar(tmp_path / "0.tar", {"a\udcff": {"txt": b"x"}})
+    assert open_shards(f"{tmp_path}/0.tar", key="k").sizes == (1,)

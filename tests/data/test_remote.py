@@ -11,6 +11,8 @@ from small_shards import tokenize, train_data, write_shards
 
 from vlm.data import open_shards, read_images
 from vlm.data.index import read_offsets
+from vlm.data.tools.check import Check
+from vlm.data.tools.shard_scan import UNREADABLE_IMAGE, UNREADABLE_SHARD, WRONG_INDEX
 from vlm.errors import DataError
 
 
@@ -89,3 +91,21 @@ def test_single_images_are_reached_over_http(server, tmp_path):
 def test_a_url_that_is_not_there_is_an_error_that_names_it(server):
     with pytest.raises(DataError, match=r"http://127.*/absent\.tar cannot be read"):
         open_shards(f"{server}/absent.tar", key="k")
+
+
+def test_shards_over_http_are_checked(server, tmp_path):
+    write_shards(tmp_path / "s", [5, 6], change={"000003": {"png": b"", "txt": b"x"}})
+    open_shards(f"{tmp_path}/s/*.tar", key="k")  # leaves sizes.json, which the check compares
+    urls = f"{server}/s/{{00000..00001}}.tar"
+    out = str(tmp_path / "found.json")
+    values = {"captions": "txt", "tokenizer": None, "decode": True, "out": out, "workers": 2}
+    findings = Check(shards=urls, **values).run()
+    assert {kind: count for kind, count in findings.counts.items() if count} == {UNREADABLE_IMAGE: 1}
+    assert findings.samples == 11
+    (tmp_path / "s/00001.tar").unlink()
+    findings = Check(shards=urls, **values).run()
+    assert {kind: count for kind, count in findings.counts.items() if count} == {
+        UNREADABLE_IMAGE: 1,
+        UNREADABLE_SHARD: 1,
+        WRONG_INDEX: 1,
+    }

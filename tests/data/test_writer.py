@@ -1,3 +1,4 @@
+import errno
 import io
 import json
 import tarfile
@@ -127,3 +128,44 @@ def test_samples_that_no_reader_could_tell_apart_are_refused(
 def test_max_samples_below_one_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="max_samples=0"):
         ShardWriter(tmp_path, prefix="", max_samples=0)
+
+
+@pytest.mark.parametrize("name", ["a.png", "n" * 96 + ".png", "n" * 97 + ".png", "红" * 32 + ".png"])
+@pytest.mark.parametrize("size", [0, 1, 511, 512, 513])
+def test_bytes_are_those_of_tarfile(tmp_path: Path, name: str, size: int) -> None:
+    key, extension = name.rsplit(".", 1)
+    write(tmp_path, [(key, {extension: bytes(size), "txt": b"text"})])
+    expected = io.BytesIO()
+    with tarfile.open(fileobj=expected, mode="w", format=tarfile.GNU_FORMAT, encoding="utf-8") as tar:
+        for member, content in ((name, bytes(size)), (f"{key}.txt", b"text")):
+            info = tarfile.TarInfo(member)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    assert (tmp_path / "00000.tar").read_bytes() == expected.getvalue()
+
+
+def test_shards_keep_to_max_bytes(tmp_path: Path) -> None:
+    limit = 5 * 512  # each sample takes a header and two blocks
+    with ShardWriter(tmp_path, prefix="", max_samples=100, max_bytes=limit * 3) as writer:
+        for i in range(11):
+            writer.write(f"{i:03d}", {"png": bytes(600), "txt": b"a"})
+        writer.write("large", {"png": bytes(limit * 4)})
+        writer.write("last", {"txt": b"a"})
+    counts = json.loads((tmp_path / "sizes.json").read_text())
+    assert list(counts.values()) == [3, 3, 3, 2, 1, 1]
+    for name in counts:
+        sizes = pq.read_table(tmp_path / f"{name[:5]}.index.parquet")["size"].to_pylist()
+        assert sum(sizes) <= limit * 3 or len(sizes) == 1
+
+
+def test_a_full_disk_leaves_whole_shards_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_space(*_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    writer = ShardWriter(tmp_path, prefix="", max_samples=2)
+    for key, members in samples(3):
+        writer.write(key, members)
+    monkeypatch.setattr("vlm.data.writer.write_offsets", no_space)
+    with pytest.raises(OSError, match="No space"):
+        writer.__exit__(None, None, None)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["00000.index.parquet", "00000.tar"]

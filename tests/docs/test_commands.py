@@ -30,6 +30,7 @@ ROOT = Path(__file__).parents[2]
 PAGES = {  # what each page has at least: a page that loses its commands loses its test
     "README.md": {"bash": 8, "python": 1, "output": 1},
     "docs/guides/your_own_data.md": {"bash": 18, "python": 1, "yaml": 2, "output": 7},
+    "docs/guides/shards.md": {"bash": 9, "output": 5},
     "docs/guides/evaluating.md": {"bash": 8, "python": 1, "yaml": 1, "output": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
@@ -186,6 +187,8 @@ def place_what_readers_have(folder: Path) -> None:
             if extension == "json":  # people's files have the captions alone
                 content = json.dumps({k: v for k, v in json.loads(content).items() if k != "colour"}).encode()
             (folder / "pictures" / f"{key}.{extension}").write_bytes(content)
+    rows = (f"pictures/{number:06d}.jpg,a picture of number {number}" for number in range(300))
+    (folder / "photos.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
     write_shards(folder / "web", [40, 40])
     write_shards(folder / "archive", [40], suffix="tar.gz")
     with ShardWriter(folder / "photos", prefix="", max_samples=100) as writer:

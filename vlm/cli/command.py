@@ -36,7 +36,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         def main() -> None:
             register_schemas()
             _refuse_null_groups(sys.argv[1:])
-            sys.argv = [sys.argv[0], *(quote_braces(argument) for argument in sys.argv[1:])]
+            sys.argv = [sys.argv[0], *(quote_value(argument) for argument in sys.argv[1:])]
             run: Any = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)
             run(with_user_errors)()
 
@@ -46,9 +46,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     return decorate
 
 
-def quote_braces(argument: str) -> str:
-    """`shards=a/{00..41}.tar` as `shards='a/{00..41}.tar'`: Hydra would read the braces as a dictionary."""
-    match = re.fullmatch(r"([^=\s]+)=([^'\"\[{(][^'\"]*\{[^'\"]*)", argument)
+def quote_value(argument: str) -> str:
+    """`shards=a/{00..41}.tar` as `shards='a/{00..41}.tar'`, and `caption=标题` as `caption='标题'`.
+
+    Hydra would read the braces as a dictionary, and knows no letters but English ones outside of quotes.
+    """
+    match = re.fullmatch(r"([^=\s]+)=([^'\"\[{(][^'\"]*[{\u0080-\U0010ffff][^'\"]*|[^\x00-\x7f])", argument)
     return f"{match[1]}='{match[2]}'" if match and "${" not in argument else argument
 
 

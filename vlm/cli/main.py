@@ -5,7 +5,7 @@ import sys
 
 VERBS = {
     "evaluate": "score a run or a checkpoint and write a report",
-    "shards": "make toy shards, index shards",
+    "shards": "pack, index, check, preview, bench shards; toy shards",
 }
 
 HELP = """usage: vlm VERB [key=value ...]

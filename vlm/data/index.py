@@ -12,6 +12,7 @@ import json
 import logging
 import os
 import uuid
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -34,6 +35,10 @@ _PIPE = "pipe:"
 _THREADS = 8
 
 
+class IndexNotWrittenError(DataError):
+    """The disk is full, or the folder does not take the index."""
+
+
 def shard_sizes(urls: Sequence[str]) -> tuple[int, ...]:
     """The number of samples in each shard, indexing first what has no index.
 
@@ -48,6 +53,42 @@ def shard_sizes(urls: Sequence[str]) -> tuple[int, ...]:
         folders.setdefault(folder, []).append(name)
     sizes = {folder: _folder_sizes(folder, names) for folder, names in folders.items()}
     return tuple(sizes[folder][name] for folder, name in map(_split, urls))
+
+
+def stored_sizes(urls: Sequence[str]) -> tuple[int | None, ...]:
+    """What the index says of each shard, None where it says nothing; nothing is counted."""
+    folders: dict[str, list[str]] = {}
+    for url in urls:
+        folder, name = _split(url)
+        folders.setdefault(folder, []).append(name)
+    known = {folder: _known_sizes(folder, _home(folder), names) for folder, names in folders.items()}
+    return tuple(known[folder].get(name) for folder, name in map(_split, urls))
+
+
+def index_shards(urls: Sequence[str]) -> dict[str, int]:
+    """Complete the index of shards: counts, and member offsets of plain local tars.
+
+    A count that turns out wrong while offsets are looked for is corrected, with a warning.
+
+    Returns:
+        Where the index lies: a folder, and the number of shards that are indexed there.
+
+    Raises:
+        DataError: a shard cannot be read, or the index cannot be written; what was there stays as it was.
+    """
+    sizes = dict(zip(urls, shard_sizes(urls), strict=True))
+    lacking = [url for url in urls if is_local(url) and _is_plain(url) and read_offsets(url) is None]
+    places: dict[str, dict[str, int]] = {}
+    with ThreadPoolExecutor(_THREADS) as pool:
+        counts = pool.map(lambda url: _count_by_pass(url, _home(_split(url)[0])), lacking)
+        bar = tqdm(counts, total=len(lacking), desc="looking for offsets", unit="shard", delay=2)
+        for url, count in zip(lacking, bar, strict=True):
+            if count != sizes[url]:
+                logger.warning("%s holds %d samples, its index said %d; corrected", url, count, sizes[url])
+                places.setdefault(str(_home(_split(url)[0])), {})[_split(url)[1]] = count
+    for place, corrected in places.items():
+        write_sizes(Path(place), corrected)
+    return dict(Counter(str(_home(_split(url)[0])) for url in urls))
 
 
 def read_offsets(url: str) -> Int64[ndarray, "n"] | None:
@@ -73,7 +114,8 @@ def write_offsets(tar: Path, keys: Sequence[str], offsets: Sequence[int], sizes:
 
     table = pa.table(
         {
-            "key": pa.array(keys, pa.string()),
+            # tar names are bytes; Arrow's strings are strict UTF-8
+            "key": pa.array([key.encode("utf-8", "replace").decode() for key in keys], pa.string()),
             "offset": pa.array(offsets, pa.int64()),
             "size": pa.array(sizes, pa.int64()),
         }
@@ -197,11 +239,21 @@ def _count_shard(folder: str, home: Path, name: str) -> int:
     statistics = _read_json(_join(folder, f"{_stem(name)}_stats.json")) if folder != _PIPE else {}
     if "successes" in statistics:
         return int(statistics["successes"])
-    url = name if folder == _PIPE else _join(folder, name)
+    return _count_by_pass(name if folder == _PIPE else _join(folder, name), home)
+
+
+def _count_by_pass(url: str, home: Path) -> int:
     try:
-        return _pass(url, home / name)
+        return _pass(url, home / _split(url)[1])
+    except IndexNotWrittenError:
+        raise
     except Exception as error:
         raise DataError(f"{url} cannot be read to its end: {error or type(error).__name__}") from error
+
+
+def _is_plain(url: str) -> bool:
+    with open_shard(url) as file:
+        return not is_compressed(file)
 
 
 def _pass(url: str, tar: Path) -> int:
@@ -228,5 +280,10 @@ def _replacing(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         temporary.replace(path)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise IndexNotWrittenError(
+            f"{path} cannot be written: {reason}; what was there is unchanged"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)

@@ -79,6 +79,10 @@ class Tokenizer:
         """How many of `texts` lose their end to the context length."""
         return sum(bool(encoding.overflowing) for encoding in self._tokenizer.encode_batch(list(texts)))
 
+    def lengths(self, texts: Sequence[str]) -> list[int]:
+        """Tokens of each text before it is cut, special tokens included."""
+        return [_uncut_length(encoding) for encoding in self._tokenizer.encode_batch(list(texts))]
+
     def save(self, path: str | Path) -> None:
         """Write everything to one file, in the format of the `tokenizers` library."""
         self._tokenizer.save(str(path))
@@ -347,6 +351,11 @@ def _read_merges(path: Path) -> list[tuple[str, str]]:
             "it should be bpe_simple_vocab_16e6.txt(.gz)"
         )
     return [(left, right) for left, right in rows]
+
+
+def _uncut_length(encoding: tokenizers.Encoding) -> int:
+    rest = sum(part.special_tokens_mask.count(0) for part in encoding.overflowing)
+    return len(encoding.ids) + rest
 
 
 def _not_empty(captions: Iterable[str]) -> Iterator[str]:

@@ -146,6 +146,11 @@ class TrainSet:
         self._sources = sources
 
     @property
+    def sources(self) -> tuple[OrderedSource, ...]:
+        """`data.train`, then those of `data.mix`."""
+        return self._sources
+
+    @property
     def num_samples(self) -> int:
         """Samples of `data.train`."""
         return self._sources[0].order.num_samples

@@ -1,0 +1,97 @@
+"""`vlm shards` as a user types it."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from picture_tables import write_table
+from small_shards import write_shards
+from toy_run import TINY_MODEL
+
+from vlm.cli.shards import VERBS
+
+
+def shards(*arguments: str, folder: Path) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "vlm.cli.main", "shards", *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+def test_pack_index_check_and_preview_follow_each_other(tmp_path: Path) -> None:
+    write_table(tmp_path, 30, broken={3: None})
+    done = shards(
+        "pack", "input=table.csv", "out=out", "caption=title", "workers=2", "max_samples=10", folder=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    assert "image=filepath caption=title" in done.stderr
+    lines = done.stdout.splitlines()
+    assert lines[0].startswith("29 samples in 3 shards in out (")
+    assert lines[1] == "1 rows were skipped; out/skipped.tsv says which and why"
+    assert lines[2] == "train on them with: data.train.shards='out/*.tar' data.train.captions=txt"
+
+    (tmp_path / "out/00001.index.parquet").unlink()
+    done = shards("index", "shards=out/{00000..00002}.tar", folder=tmp_path)
+    assert done.stdout.splitlines() == ["29 samples in 3 shards", "index: out"]
+    assert (tmp_path / "out/00001.index.parquet").exists()
+
+    done = shards("check", "shards=out/*.tar", folder=tmp_path)
+    assert done.returncode == 0, done.stdout
+    assert "29 samples in 3 shards" in done.stdout
+    assert json.loads((tmp_path / "shards_check.json").read_text())["errors"] == 0
+
+    done = shards("preview", "shards=out/*.tar", "captions=json.title_zh", folder=tmp_path)
+    assert done.stdout == "24 samples are shown in preview.png\n"
+
+
+def test_check_exits_with_1_where_training_would_replace_or_stop(tmp_path: Path) -> None:
+    write_shards(tmp_path, [4], change={"000002": {"png": b"", "txt": b"x"}})
+    done = shards("check", "shards=*.tar", folder=tmp_path)
+    assert done.returncode == 1
+    assert "unreadable image" in done.stdout
+    assert "00000.tar/000002: " in done.stdout
+    assert "not counted: give tokenizer=" in done.stdout
+    assert done.stderr == ""
+
+
+def test_bench_takes_the_arguments_of_train(tmp_path: Path) -> None:
+    write_shards(tmp_path, [40])
+    arguments = ["data.train.shards=*.tar", "data.global_batch_size=16", "model=toy", *TINY_MODEL]
+    done = shards("bench", *arguments, "data.num_workers=0", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    names = [line.split("  ")[0] for line in done.stdout.splitlines()[1:9]]
+    stages = ["read", "decode", "transform", "tokenize", "collate"]
+    assert names == ["stage", *stages, "one core, all of it", "loader, 0 workers"]
+    assert "bottleneck: " in done.stdout
+    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".parquet") == [
+        ".index.lock",
+        "00000.tar",
+        "sizes.json",
+    ]
+
+
+@pytest.mark.parametrize("verb", VERBS)
+def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
+    done = shards(verb, "--help", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert f"vlm shards {verb}" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["pack", "out=o"], "no value for input"),
+        (["pack", "input=none.csv", "out=o"], "input=none.csv does not exist"),
+        (["pack", "input=x", "out=o", "verify=all"], "verify='all' is not one of 'header', 'decode'"),
+        (["pack", "input=x", "out=o", "worker=2"], "worker"),
+        (["check", "shards=none/*.tar"], "matches no file"),
+        (["preview", "shards=none/*.tar"], "matches no file"),
+        (["bench", "data.train.shards=none/*.tar"], "matches no file"),
+        (["bench"], "no value for data.train.shards"),
+    ],
+)
+def test_a_mistake_is_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:
+    done = shards(*arguments, folder=tmp_path)
+    assert done.returncode != 0
+    assert message in done.stderr
+    assert "Traceback" not in done.stderr

@@ -1,0 +1,1 @@
+"""Making shards, and looking at what is in them."""
