@@ -9,11 +9,12 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from vlm.data import Augment, Preprocess, Source, TrainData
+from vlm.data import Augment, Preprocess, Remote, ShardCache, Source, TrainData
 
 PREPROCESS = Preprocess(
     image_size=8, background=[255, 255, 255], resize_mode="shortest", interpolation="bicubic"
 )
+REMOTE = Remote(timeout_s=5.0, retries_s=10.0)
 AUGMENT = Augment(crop_scale=[0.5, 1.0], crop_ratio=[0.75, 1.3333], color_jitter=0.2, flip_probability=0.5)
 
 
@@ -79,6 +80,9 @@ def train_data(shards, **changes) -> TrainData:
         "streams_per_group": 4,
         "shuffle_samples": 32,
         "num_workers": 0,
+        "max_broken_share": 1.0,
+        "remote": REMOTE,
+        "cache": ShardCache(folder=None, max_gib=1.0),
         "seed": 0,
     }
     return TrainData(**{**values, **changes})

@@ -2,10 +2,33 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict, runtime_checkable
+from enum import StrEnum
+from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
+
+
+class Cause(StrEnum):
+    """Why a sample cannot be used; logged as `data/broken/<cause>`."""
+
+    NO_IMAGE = "no_image"
+    UNREADABLE_IMAGE = "unreadable_image"
+    OVERSIZED_IMAGE = "oversized_image"
+    NO_CAPTION = "no_caption"
+    EMPTY_CAPTION = "empty_caption"
+    UNREADABLE_TEXT = "unreadable_text"
+    DAMAGED_SHARD = "damaged_shard"
+    MISSING_SHARD = "missing_shard"
+
+
+class BrokenSample(NamedTuple):
+    """A sample that cannot be used, and why."""
+
+    cause: Cause
+    shard: str
+    key: str
+    reason: str
 
 
 class Batch(TypedDict, total=False):
@@ -22,8 +45,8 @@ class Batch(TypedDict, total=False):
     """Token ids, l = longest caption of these rows, padded on the right."""
     caption_id: Int64[Tensor, " b"]
     """Fingerprint of the caption: equal for equal captions, on every rank."""
-    substituted: Int64[Tensor, "1"]
-    """How many of these rows took the place of a broken sample."""
+    broken: list[BrokenSample]
+    """The samples whose places in these rows others took."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

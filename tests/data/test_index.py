@@ -131,7 +131,7 @@ def test_a_shard_shorter_than_its_index_is_an_error_that_names_it(tmp_path):
     shards = ShardSet((str(path),), (5,))
     cursor = ShardCursor(shards, None)
     with pytest.raises(
-        DataError, match=r"a\.tar ends before sample 4, its index names 5.*delete sizes\.json"
+        DataError, match=r"a\.tar cannot be read at sample 4: .* its index names 5.*delete sizes\.json"
     ):
         cursor.read(0, 4)
 

@@ -90,7 +90,7 @@ def test_the_rows_of_a_batch_belong_together(shards):
         assert captions == [f"caption {number}" for number in numbers(batch)]
         colors = [(number % 256, number // 256, 7) for number in numbers(batch)]
         assert [tuple(color) for color in batch["image"][:, :, 4, 4].tolist()] == colors
-        assert batch["substituted"].tolist() == [0]
+        assert batch["broken"] == []
         assert batch["text"].shape == (8, max(map(len, captions)))
 
 
@@ -155,7 +155,7 @@ def test_a_broken_sample_is_replaced_within_its_window_and_shifts_nothing(tmp_pa
     whole = train_data(write_shards(tmp_path / "whole", SIZES))
     changes = {"num_workers": num_workers}
     damaged = train_data(write_shards(tmp_path / "damaged", SIZES, change=broken), **changes)
-    windows = {}
+    windows, causes = {}, {}
     for step, (expected, found) in enumerate(
         zip(batches(whole, 0, 18), batches(damaged, 0, 18), strict=True)
     ):
@@ -163,12 +163,14 @@ def test_a_broken_sample_is_replaced_within_its_window_and_shifts_nothing(tmp_pa
             i for i, (a, b) in enumerate(zip(numbers(expected), numbers(found), strict=True)) if a != b
         ]
         assert {numbers(expected)[i] for i in changed} == set(numbers(expected)) & {10, 33, 50}
-        assert found["substituted"].tolist() == [len(changed)]
+        assert [int(broken.key) for broken in found["broken"]] == [numbers(expected)[i] for i in changed]
+        causes |= {int(broken.key): broken.cause for broken in found["broken"]}
         same = [i for i in range(8) if i not in changed]
         assert torch.equal(expected["image"][same], found["image"][same])
         for i in changed:
             windows[step, i] = (numbers(expected)[i], numbers(found)[i])
     assert 4 <= len(windows) <= 6
+    assert causes == {10: "unreadable_image", 33: "empty_caption", 50: "unreadable_image"}
     assert all(abs(a - b) < 13 for a, b in windows.values())  # windows are 4 long, shards in runs
     if num_workers == 0:
         assert "damaged/00000.tar/000010: its png is unreadable" in caplog.text
@@ -178,16 +180,23 @@ def test_warnings_of_broken_samples_end(tmp_path, caplog):
     change = {f"{n:06d}": {"txt": b"no image"} for n in range(0, 100, 2)}
     data = train_data(write_shards(tmp_path, [101], change=change), shuffle_samples=101)
     with caplog.at_level(logging.WARNING):
-        assert sum(int(batch["substituted"]) for batch in batches(data, 0, 12)) > 20
+        assert sum(len(batch["broken"]) for batch in batches(data, 0, 12)) > 20
     assert len(caplog.records) == 20
     assert "counted, not named" in caplog.messages[-1]
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
-def test_a_window_without_a_whole_sample_ends_training_with_one_message(tmp_path, num_workers):
-    change = {f"{n:06d}": {"txt": b"no image"} for n in range(1, 75)}
-    data = train_data(write_shards(tmp_path, SIZES, change=change), num_workers=num_workers)
-    with pytest.raises(DataError, match=r"^data.train: all 4 samples of a window are broken") as caught:
+def test_data_without_a_whole_sample_end_training_with_one_message(tmp_path, num_workers):
+    pattern = write_shards(tmp_path, SIZES)
+    data = train_data(pattern, num_workers=num_workers)
+    data.open()
+    change = {f"{n:06d}": {"txt": b"no image"} for n in range(16, 75)}
+    write_shards(
+        tmp_path, SIZES, change={**change, **{f"{n:06d}": sample(n) | {"png": b""} for n in range(16)}}
+    )
+    with pytest.raises(
+        DataError, match=r"^data.train: 6[0-9] samples that could take one place are all broken"
+    ) as caught:
         batches(data, 0, 9)
     assert "Traceback" not in str(caught.value)
 

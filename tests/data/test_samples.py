@@ -78,3 +78,19 @@ def test_field_names_are_those_that_captions_accepts():
         raw(txt=b"a", cls=b"1", json=json.dumps({"a": {"b": "x"}, "n": 1, "l": ["y"]}).encode())
     )
     assert field_names(record) == ["json.l", "json.a.b"]
+
+
+@pytest.mark.parametrize("text", ["[" * 100_000, '{"a":' * 100_000, "9" * 5000, '{"a": NaN', "nul"])
+def test_json_meant_to_break_the_parser_is_a_broken_sample(text):
+    with pytest.raises(BrokenSampleError, match="cannot be parsed") as caught:
+        decode_record(raw(json=text.encode()))
+    assert caught.value.cause == "unreadable_text"
+
+
+def test_strange_json_is_no_caption_and_no_error():
+    nested = '{"a": ' * 300 + '"deep"' + "}" * 300
+    values = f'{{"a": NaN, "b": Infinity, "c": [1, null, {{}}], "d": "half \\ud83d", "e": {nested}}}'
+    record = decode_record(raw(json=values.encode()))
+    assert record_captions(record, [f"json.{name}" for name in "abcde"]) == []
+    assert field_names(record) == []
+    assert record_captions(decode_record(raw(json=b'{"a": "\\ud83d\\ude00"}')), ["json.a"]) == [["😀"]]

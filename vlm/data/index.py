@@ -20,26 +20,29 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from filelock import FileLock
 from jaxtyping import Int64
 from numpy import ndarray
 from tqdm import tqdm
 
-from vlm.data.tar import TarReader, is_compressed, is_local, open_shard, open_url
+from vlm.data.remote import DEFAULT_REMOTE, PIPE, Remote, StoreError, read_small
+from vlm.data.tar import DAMAGE, TarReader, is_compressed, is_local, open_shard
 from vlm.errors import DataError
 
 logger = logging.getLogger(__name__)
 
 SIZES = "sizes.json"
-_PIPE = "pipe:"
 _THREADS = 8
+_DELETE = "delete it to have the shards counted again"
+_RECOUNT = "write or fetch it again and delete its line in sizes.json to have it counted anew"
 
 
 class IndexNotWrittenError(DataError):
     """The disk is full, or the folder does not take the index."""
 
 
-def shard_sizes(urls: Sequence[str]) -> tuple[int, ...]:
+def shard_sizes(urls: Sequence[str], *, remote: Remote = DEFAULT_REMOTE) -> tuple[int, ...]:
     """The number of samples in each shard, indexing first what has no index.
 
     Any number of processes may call this at once; one of them does the work.
@@ -51,7 +54,7 @@ def shard_sizes(urls: Sequence[str]) -> tuple[int, ...]:
     for url in urls:
         folder, name = _split(url)
         folders.setdefault(folder, []).append(name)
-    sizes = {folder: _folder_sizes(folder, names) for folder, names in folders.items()}
+    sizes = {folder: _folder_sizes(folder, names, remote) for folder, names in folders.items()}
     return tuple(sizes[folder][name] for folder, name in map(_split, urls))
 
 
@@ -61,7 +64,10 @@ def stored_sizes(urls: Sequence[str]) -> tuple[int | None, ...]:
     for url in urls:
         folder, name = _split(url)
         folders.setdefault(folder, []).append(name)
-    known = {folder: _known_sizes(folder, _home(folder), names) for folder, names in folders.items()}
+    known = {
+        folder: _known_sizes(folder, _home(folder), names, DEFAULT_REMOTE)
+        for folder, names in folders.items()
+    }
     return tuple(known[folder].get(name) for folder, name in map(_split, urls))
 
 
@@ -80,7 +86,7 @@ def index_shards(urls: Sequence[str]) -> dict[str, int]:
     lacking = [url for url in urls if is_local(url) and _is_plain(url) and read_offsets(url) is None]
     places: dict[str, dict[str, int]] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
-        counts = pool.map(lambda url: _count_by_pass(url, _home(_split(url)[0])), lacking)
+        counts = pool.map(lambda url: _count_by_pass(url, _home(_split(url)[0]), DEFAULT_REMOTE), lacking)
         bar = tqdm(counts, total=len(lacking), desc="looking for offsets", unit="shard", delay=2)
         for url, count in zip(lacking, bar, strict=True):
             if count != sizes[url]:
@@ -91,18 +97,23 @@ def index_shards(urls: Sequence[str]) -> dict[str, int]:
     return dict(Counter(str(_home(_split(url)[0])) for url in urls))
 
 
-def read_offsets(url: str) -> Int64[ndarray, "n"] | None:
+def read_offsets(url: str, *, remote: Remote = DEFAULT_REMOTE) -> Int64[ndarray, "n"] | None:
     """Where the samples of a plain tar begin, or None where no index says so."""
     folder, name = _split(url)
-    if folder == _PIPE:
+    if folder == PIPE:
         return None
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     for place in (folder, str(_cache(folder))):
-        data = _read_bytes(_join(place, _offsets_name(name)))
+        data = _read_bytes(_join(place, _offsets_name(name)), remote)
         if data is not None:
-            column = pq.ParquetFile(io.BytesIO(data)).read(columns=["offset"], use_threads=False)["offset"]
-            offsets: ndarray = column.to_numpy()
+            try:
+                rows = pq.ParquetFile(io.BytesIO(data)).read(columns=["offset"], use_threads=False)
+                offsets: ndarray = rows["offset"].to_numpy().astype(np.int64, casting="safe")
+            except (pa.ArrowException, OSError, KeyError, TypeError) as error:
+                path = _join(place, _offsets_name(name))
+                raise DataError(f"{path} is no index: {error}; delete it and {SIZES}") from error
             return offsets
     return None
 
@@ -126,15 +137,15 @@ def write_offsets(tar: Path, keys: Sequence[str], offsets: Sequence[int], sizes:
 
 def write_sizes(folder: Path, sizes: Mapping[str, int]) -> None:
     """Add the sample counts of tars, by file name, to the folder's `sizes.json`."""
-    merged = _read_sizes(str(folder)) | dict(sizes)
+    merged = _read_sizes(str(folder), DEFAULT_REMOTE) | dict(sizes)
     with _replacing(folder / SIZES) as path:
         path.write_text(json.dumps(dict(sorted(merged.items())), indent=1) + "\n")
 
 
 def _split(url: str) -> tuple[str, str]:
     """Folder and file name; a command is a name in a folder of its own kind."""
-    if url.startswith(_PIPE):
-        return _PIPE, url
+    if url.startswith(PIPE):
+        return PIPE, url
     if is_local(url):
         return os.path.split(os.path.abspath(url))
     folder, _, name = url.rpartition("/")
@@ -155,27 +166,27 @@ def _offsets_name(name: str) -> str:
     return f"{_stem(name)}.index.parquet"
 
 
-def _folder_sizes(folder: str, names: Sequence[str]) -> dict[str, int]:
+def _folder_sizes(folder: str, names: Sequence[str], remote: Remote) -> dict[str, int]:
     home = _home(folder)
-    known = _known_sizes(folder, home, names)
+    known = _known_sizes(folder, home, names, remote)
     if all(name in known for name in names):
         return known
     home.mkdir(parents=True, exist_ok=True)
     with FileLock(home / ".index.lock"):
-        known = _known_sizes(folder, home, names)  # another process may have counted meanwhile
+        known = _known_sizes(folder, home, names, remote)  # another process may have counted meanwhile
         missing = [name for name in names if name not in known]
         if missing:
-            known |= _count(folder, home, missing)
+            known |= _count(folder, home, missing, remote)
             write_sizes(home, {name: known[name] for name in missing})
             logger.info("indexed %d shards of %s; the index is in %s", len(missing), folder, home)
     return known
 
 
-def _known_sizes(folder: str, home: Path, names: Sequence[str]) -> dict[str, int]:
-    known = _read_sizes(folder)
+def _known_sizes(folder: str, home: Path, names: Sequence[str], remote: Remote) -> dict[str, int]:
+    known = _read_sizes(folder, remote)
     if str(home) == folder:
         return known
-    cached = _read_sizes(str(home))
+    cached = _read_sizes(str(home), remote)
     if is_local(folder) and cached:
         asked, written = set(names), (home / SIZES).stat().st_mtime
         cached = {n: c for n, c in cached.items() if n in asked and _modified(folder, n) <= written}
@@ -186,33 +197,41 @@ def _modified(folder: str, name: str) -> float:
     return os.stat(_join(folder, name)).st_mtime
 
 
-def _read_sizes(folder: str) -> dict[str, int]:
-    values = _read_json(_join(folder, SIZES))
-    # open_clip's files may hold counts as strings
-    return {name: int(count) for name, count in values.items()}
+def _read_sizes(folder: str, remote: Remote) -> dict[str, int]:
+    path = _join(folder, SIZES)
+    values = _read_json(path, remote)
+    try:
+        # open_clip's files may hold counts as strings
+        sizes = {name: int(count) for name, count in values.items()}
+    except (TypeError, ValueError) as error:
+        raise DataError(f"{path} holds more than counts: {error}; {_DELETE}") from None
+    if min(sizes.values(), default=0) < 0:
+        raise DataError(f"{path} holds a negative count; {_DELETE}")
+    return sizes
 
 
-def _read_json(path: str) -> dict[str, Any]:
+def _read_json(path: str, remote: Remote) -> dict[str, Any]:
     """A small json file, local or not; empty if there is none."""
-    data = _read_bytes(path)
+    data = _read_bytes(path, remote)
     try:
         values = json.loads(data or "{}")
-    except ValueError as error:
-        raise DataError(f"{path} is no json: {error}; delete it to have the shards counted again") from None
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path} is no json: {error}; {_DELETE}") from None
     return values if isinstance(values, dict) else {}
 
 
-def _read_bytes(path: str) -> bytes | None:
-    if path.startswith(_PIPE):
+def _read_bytes(path: str, remote: Remote) -> bytes | None:
+    if path.startswith(PIPE):
         return None
+    if not is_local(path):
+        try:
+            return read_small(path, remote=remote)
+        except StoreError as error:
+            raise DataError(f"{path} cannot be read: {error}") from error
     try:
-        if is_local(path):
-            return Path(path).read_bytes()
-        with open_url(path) as file:
-            data: bytes = file.read()
-            return data
+        return Path(path).read_bytes()
     except (FileNotFoundError, NotADirectoryError, PermissionError):
-        return None  # S3 forbids what is absent to those who may not list
+        return None
 
 
 def _home(folder: str) -> Path:
@@ -228,23 +247,23 @@ def _cache(folder: str) -> Path:
     return Path(root) / "vlm" / "index" / hashlib.sha256(folder.encode()).hexdigest()[:16]
 
 
-def _count(folder: str, home: Path, names: Sequence[str]) -> dict[str, int]:
+def _count(folder: str, home: Path, names: Sequence[str], remote: Remote) -> dict[str, int]:
     with ThreadPoolExecutor(_THREADS) as pool:
-        counts = pool.map(lambda name: _count_shard(folder, home, name), names)
+        counts = pool.map(lambda name: _count_shard(folder, home, name, remote), names)
         bar = tqdm(counts, total=len(names), desc=f"indexing {folder}", unit="shard", delay=2)
         return dict(zip(names, bar, strict=True))
 
 
-def _count_shard(folder: str, home: Path, name: str) -> int:
-    statistics = _read_json(_join(folder, f"{_stem(name)}_stats.json")) if folder != _PIPE else {}
+def _count_shard(folder: str, home: Path, name: str, remote: Remote) -> int:
+    statistics = _read_json(_join(folder, f"{_stem(name)}_stats.json"), remote) if folder != PIPE else {}
     if "successes" in statistics:
         return int(statistics["successes"])
-    return _count_by_pass(name if folder == _PIPE else _join(folder, name), home)
+    return _count_by_pass(name if folder == PIPE else _join(folder, name), home, remote)
 
 
-def _count_by_pass(url: str, home: Path) -> int:
+def _count_by_pass(url: str, home: Path, remote: Remote) -> int:
     try:
-        return _pass(url, home / _split(url)[1])
+        return _pass(url, home / _split(url)[1], remote)
     except IndexNotWrittenError:
         raise
     except Exception as error:
@@ -256,16 +275,21 @@ def _is_plain(url: str) -> bool:
         return not is_compressed(file)
 
 
-def _pass(url: str, tar: Path) -> int:
+def _pass(url: str, tar: Path, remote: Remote) -> int:
     """Count the samples of a tar by one pass over it, and keep the offsets where they mean something."""
-    file = open_shard(url)
-    plain = not is_compressed(file) and not url.startswith(_PIPE)
+    file = open_shard(url, remote=remote)
+    plain = not is_compressed(file) and not url.startswith(PIPE)
     reader = TarReader(file, url=url, members=frozenset())
     keys: list[str] = []
     starts = [reader.sample_offset]
-    while sample := reader.read():
-        keys.append(sample.key)
-        starts.append(reader.sample_offset)
+    try:
+        while sample := reader.read():
+            keys.append(sample.key)
+            starts.append(reader.sample_offset)
+    except DAMAGE as error:
+        if not keys:
+            raise
+        logger.warning("%s is counted up to its sample %d only: %s; %s", url, len(keys), error, _RECOUNT)
     reader.close()
     if plain:
         sizes = [stop - start for start, stop in pairwise(starts)]

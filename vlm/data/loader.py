@@ -27,14 +27,17 @@ from vlm.data.tar import RawSample
 from vlm.data.transforms import Augment, Preprocess
 from vlm.data.workers import Numbered
 from vlm.errors import DataError
-from vlm.types import Batch
+from vlm.types import Batch, BrokenSample, Cause
 
 logger = logging.getLogger(__name__)
 
 Tokenize = Callable[[Sequence[str]], Int64[Tensor, "n l"]]
 
-# Each worker names this many broken samples; the rest is only counted, in `Batch["substituted"]`.
+# Each worker warns of this many broken samples; all of them are in `Batch["broken"]`.
 _MAX_WARNINGS = 20
+
+# Causes that a shard's samples share: one warning is enough.
+_OF_THE_SHARD = (Cause.DAMAGED_SHARD, Cause.MISSING_SHARD)
 
 
 class Example(NamedTuple):
@@ -49,7 +52,7 @@ class Slot(NamedTuple):
     """One place of the order: the seed of its random draws, and the samples that may fill it."""
 
     seed: str
-    candidates: Iterator[RawSample]
+    candidates: Iterator[RawSample | BrokenSample]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,6 +75,7 @@ class SourceReader:
         self._members = members_of(source.captions) | frozenset(IMAGE_EXTENSIONS)
         self._epoch = -1
         self._open: dict[tuple[int, int], WindowedStream] = {}
+        self._spare = ShardCursor(source.shards, self._members)
 
     def slots(self, step: int) -> Iterator[Slot]:
         """The places of this rank's rows in the batch of a global step."""
@@ -95,7 +99,13 @@ class SourceReader:
         if (group, stream) not in self._open:
             cursor = ShardCursor(self.source.shards, self._members)
             self._open[group, stream] = WindowedStream(
-                self.source.order, cursor, epoch=epoch, group=group, stream=stream, position=position
+                self.source.order,
+                cursor,
+                self._spare,
+                epoch=epoch,
+                group=group,
+                stream=stream,
+                position=position,
             )
         return self._open[group, stream]
 
@@ -123,6 +133,7 @@ class TrainBatches(Numbered[Batch]):
         self._rank = rank
         self._world_size = world_size
         self._warnings_left = _MAX_WARNINGS
+        self._named_shards: set[str] = set()
 
     def items(self, numbers: range) -> Iterator[Batch]:
         """Make the batches of these steps."""
@@ -138,21 +149,28 @@ class TrainBatches(Numbered[Batch]):
             image=torch.stack([example.image for example in examples]),
             text=self._tokenizer([example.caption for example in examples]),
             caption_id=torch.tensor([_fingerprint(example.caption) for example in examples]),
-            substituted=torch.tensor([sum(is_substitute for _, is_substitute in rows)]),
+            broken=[broken for _, broken in rows if broken is not None],
         )
 
-    def _fill(self, slot: Slot, source: OrderedSource) -> tuple[Example, bool]:
-        """The first sample of the slot that is whole, and whether it is a substitute."""
-        broken: list[str] = []
+    def _fill(self, slot: Slot, source: OrderedSource) -> tuple[Example, BrokenSample | None]:
+        """The first sample of the slot that is whole, and the broken one whose place it takes, if any."""
+        broken: list[BrokenSample] = []
         for raw in slot.candidates:
+            if isinstance(raw, BrokenSample):
+                broken.append(raw)
+                self._warn(raw)
+                continue
             try:
-                return self._example(raw, source, rng=random.Random(slot.seed)), bool(broken)
+                example = self._example(raw, source, rng=random.Random(slot.seed))
             except (BrokenSampleError, UnreadableImageError) as error:
-                broken.append(f"{raw.name}: {error}")
+                broken.append(BrokenSample(error.cause, raw.shard, raw.key, str(error)))
                 self._warn(broken[-1])
+            else:
+                return example, broken[0] if broken else None
+        first = broken[0]
         raise DataError(
-            f"{source.key}: all {len(broken)} samples of a window are broken, the last is {broken[-1]}; "
-            f"correct {source.key}.captions or the shards, or raise data.shuffle_samples for larger windows"
+            f"{source.key}: {len(broken)} samples that could take one place are all broken, the first is "
+            f"{first.shard}/{first.key}: {first.reason}; correct {source.key}.captions or the shards"
         )
 
     def _example(self, raw: RawSample, source: OrderedSource, *, rng: random.Random) -> Example:
@@ -161,11 +179,19 @@ class TrainBatches(Numbered[Batch]):
         pixels = self._augment(image, self._preprocess, rng=rng) if self._augment else self._preprocess(image)
         return Example(raw.name, pixels, caption)
 
-    def _warn(self, message: str) -> None:
-        if self._warnings_left > 0:
-            self._warnings_left -= 1
-            last = "; further ones are counted, not named" if self._warnings_left == 0 else ""
-            logger.warning("another sample takes the place of %s%s", message, last)
+    def _warn(self, broken: BrokenSample) -> None:
+        if self._warnings_left == 0 or broken.shard in self._named_shards:
+            return
+        if broken.cause in _OF_THE_SHARD:
+            self._named_shards.add(broken.shard)
+        self._warnings_left -= 1
+        logger.warning(
+            "another sample takes the place of %s/%s: %s%s",
+            broken.shard,
+            broken.key,
+            broken.reason,
+            "; further ones are counted, not named" if self._warnings_left == 0 else "",
+        )
 
 
 def _fingerprint(caption: str) -> int:

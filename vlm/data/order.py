@@ -16,7 +16,7 @@ from numpy import ndarray
 from numpy.random import PCG64, SeedSequence
 
 # Leading words of the entropy, so that draws for different purposes never share a seed.
-_SHARDS, _START, _WINDOW = range(3)
+_SHARDS, _START, _WINDOW, _ELSEWHERE = range(4)
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,6 +91,13 @@ class Order:
         """Offsets, within the window around `position`, of the samples in the order they are served."""
         start, stop = self.window_bounds(group=group, position=position)
         return _permutation(stop - start, _WINDOW, *self.seed, epoch, group, stream, start)
+
+    def elsewhere(
+        self, *, epoch: int, group: int, stream: int, position: int, count: int
+    ) -> Int64[ndarray, "n"]:
+        """Rows drawn from the whole source, for a position whose window has no whole sample."""
+        draws = _draws(count, _ELSEWHERE, *self.seed, epoch, group, stream, position)
+        return (draws % np.uint64(self.num_samples)).astype(np.int64)
 
     def _group_batches(self, group: int) -> int:
         return max(0, -((group - self.batches_per_epoch) // self.num_groups))

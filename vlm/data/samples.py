@@ -9,14 +9,22 @@ from PIL import Image
 
 from vlm.data.images import UnreadableImageError, open_image
 from vlm.data.tar import RawSample
+from vlm.types import Cause
 
 T = TypeVar("T")
 
 IMAGE_EXTENSIONS = ("jpg", "png", "jpeg", "webp")
 
+# Records nest a few levels; what nests by the thousand is meant to exhaust the stack.
+_DEEPEST_FIELD = 8
+
 
 class BrokenSampleError(ValueError):
     """A sample lacks what is asked of it."""
+
+    def __init__(self, message: str, cause: Cause) -> None:
+        super().__init__(message)
+        self.cause = cause
 
 
 def members_of(fields: Sequence[str]) -> frozenset[str]:
@@ -35,8 +43,8 @@ def sample_image(raw: RawSample) -> Image.Image:
             try:
                 return open_image(raw.members[extension])
             except UnreadableImageError as error:
-                raise BrokenSampleError(f"its {extension} is unreadable: {error}") from error
-    raise BrokenSampleError(f"it has no image ({', '.join(IMAGE_EXTENSIONS)})")
+                raise BrokenSampleError(f"its {extension} is unreadable: {error}", error.cause) from error
+    raise BrokenSampleError(f"it has no image ({', '.join(IMAGE_EXTENSIONS)})", Cause.NO_IMAGE)
 
 
 def decode_record(raw: RawSample) -> dict[str, Any]:
@@ -53,8 +61,9 @@ def decode_record(raw: RawSample) -> dict[str, Any]:
             record[extension] = _decode(extension, data)
         except UnicodeDecodeError:
             continue  # arrays and the like, which no record holds
-        except ValueError as error:
-            raise BrokenSampleError(f"its {extension} cannot be parsed: {error}") from error
+        except (ValueError, RecursionError) as error:
+            message = f"its {extension} cannot be parsed: {error}"
+            raise BrokenSampleError(message, Cause.UNREADABLE_TEXT) from error
     return record
 
 
@@ -82,17 +91,21 @@ def draw_caption(record: Mapping[str, Any], fields: Sequence[str], *, rng: rando
     """
     candidates = record_captions(record, fields)
     if not candidates:
-        raise BrokenSampleError(f"it has no caption in {', '.join(fields)}")
+        if any(lookup(record, field) is not None for field in fields):
+            raise BrokenSampleError(f"its caption is empty ({', '.join(fields)})", Cause.EMPTY_CAPTION)
+        raise BrokenSampleError(f"it has no caption in {', '.join(fields)}", Cause.NO_CAPTION)
     return _draw(_draw(candidates, rng), rng)
 
 
-def field_names(record: Mapping[str, Any]) -> list[str]:
+def field_names(record: Mapping[str, Any], *, depth: int = _DEEPEST_FIELD) -> list[str]:
     """The fields within members that hold text, as `json.caption_en`."""
-    names = []
+    names: list[str] = []
+    if depth == 0:
+        return names
     for name, value in record.items():
         if isinstance(value, Mapping):
             names += [f"{name}.{inner}" for inner in value if _strings(value[inner])]
-            names += [f"{name}.{inner}" for inner in field_names(value)]
+            names += [f"{name}.{inner}" for inner in field_names(value, depth=depth - 1)]
     return names
 
 
@@ -106,7 +119,16 @@ def _decode(extension: str, data: bytes) -> Any:
 def _strings(value: Any) -> list[str]:
     values = value if isinstance(value, list) else [value]
     stripped = [item.strip() for item in values if isinstance(item, str)]
-    return [item for item in stripped if item]
+    return [item for item in stripped if item and _is_text(item)]
+
+
+def _is_text(value: str) -> bool:
+    """Whether a string can be written: json may hold halves of characters, which no tokenizer takes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _draw(choices: Sequence[T], rng: random.Random) -> T:

@@ -3,24 +3,48 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import numpy as np
 from numpy import ndarray
 
+from vlm.data.cache import ShardCache
 from vlm.data.index import read_offsets, shard_sizes
+from vlm.data.remote import DEFAULT_REMOTE, Remote, StoreError, contact
 from vlm.data.sources import expand_shards
-from vlm.data.tar import RawSample, TarReader, open_shard
-from vlm.errors import DataError
+from vlm.data.tar import DAMAGE, CutError, RawSample, TarReader, is_local, open_shard
+from vlm.errors import DataError, VlmError
+from vlm.types import BrokenSample, Cause
 
 _REINDEX = "if the shard was replaced, delete sizes.json and its .index.parquet to have it indexed again"
 
 
+class BrokenShardError(DataError):
+    """A sample that will not come back by waiting: what its shard holds is not what the index names."""
+
+    cause: ClassVar[Cause]
+
+
+class DamagedShardError(BrokenShardError):
+    """The tar is damaged or cut off at the sample."""
+
+    cause = Cause.DAMAGED_SHARD
+
+
+class MissingShardError(BrokenShardError):
+    """The shard is not there any more."""
+
+    cause = Cause.MISSING_SHARD
+
+
 @dataclass(frozen=True)
 class ShardSet:
-    """Shards in order, and how many samples each has."""
+    """Shards in order, how many samples each has, and how they are read if they are not local."""
 
     urls: tuple[str, ...]
     sizes: tuple[int, ...]
+    remote: Remote = DEFAULT_REMOTE
+    cache: ShardCache | None = None
 
     @property
     def num_samples(self) -> int:
@@ -37,7 +61,13 @@ class ShardSet:
         return np.cumsum(self.sizes)
 
 
-def open_shards(patterns: str | Sequence[str], *, key: str) -> ShardSet:
+def open_shards(
+    patterns: str | Sequence[str],
+    *,
+    key: str,
+    remote: Remote = DEFAULT_REMOTE,
+    cache: ShardCache | None = None,
+) -> ShardSet:
     """Find shards by patterns and count their samples, indexing them if nobody has yet.
 
     Args:
@@ -46,8 +76,11 @@ def open_shards(patterns: str | Sequence[str], *, key: str) -> ShardSet:
     Raises:
         DataError: a pattern matches nothing, or a shard cannot be read.
     """
-    urls = expand_shards(patterns, key=key)
-    return ShardSet(urls, shard_sizes(urls))
+    urls = expand_shards(patterns, key=key, remote=remote)
+    distant = [url for url in urls if not is_local(url)]
+    if distant:
+        contact(distant[0], key=key, remote=remote)
+    return ShardSet(urls, shard_sizes(urls, remote=remote), remote, cache)
 
 
 class ShardCursor:
@@ -63,24 +96,58 @@ class ShardCursor:
         self._reader: TarReader | None = None
         self._offsets: ndarray | None = None
         self._shard = self._row = 0
+        self._lost: tuple[int, int, BrokenShardError] | None = None
 
     def read(self, shard: int, row: int) -> RawSample:
         """The sample at a row of a shard.
 
         Raises:
-            DataError: the shard cannot be read, or is shorter than its index says.
+            BrokenShardError: the shard is gone, damaged there, or shorter than its index says.
+            DataError: the shard cannot be read just now.
         """
+        if self._lost and self._lost[0] == shard and row >= self._lost[1]:
+            raise self._lost[2]
         url = self._shards.urls[shard]
         try:
             sample = self._move_to(shard, row).read()
-        except Exception as error:
+            if sample is None:
+                raise CutError(f"it ends there, its index names {self._shards.sizes[shard]} samples")
+        except FileNotFoundError as error:
+            reason = f"{url} is not there any more; restore it, or name other shards"
+            raise self._lose(MissingShardError(reason), shard, 0) from error
+        except DAMAGE as error:
+            damaged = DamagedShardError(f"{url} cannot be read at sample {row}: {error}; {_REINDEX}")
+            if isinstance(error, CutError | EOFError) or not self._has_offset(row + 1):
+                self._lose(damaged, shard, row)
+            self.close()
+            raise damaged from error
+        except VlmError:
+            raise
+        except StoreError as error:
+            raise DataError(
+                f"{url} cannot be read at sample {row}: {error}; when it can be read again, go on with "
+                f"run.resume=true; data.remote.retries_s={self._shards.remote.retries_s:g} is how long to try"
+            ) from error
+        except Exception as error:  # whatever a disk or a client may raise
             reason = str(error) or type(error).__name__
-            raise DataError(f"{url} cannot be read at sample {row}: {reason}; {_REINDEX}") from error
-        if sample is None:
-            size = self._shards.sizes[shard]
-            raise DataError(f"{url} ends before sample {row}, its index names {size} samples; {_REINDEX}")
+            raise DataError(f"{url} cannot be read at sample {row}: {reason}") from error
         self._row += 1
         return sample
+
+    def try_read(self, shard: int, row: int) -> RawSample | BrokenSample:
+        """The sample at a row of a shard, or why it will not come back by waiting.
+
+        Raises:
+            DataError: the shard cannot be read just now.
+        """
+        try:
+            return self.read(shard, row)
+        except BrokenShardError as error:
+            return BrokenSample(error.cause, self._shards.urls[shard], f"sample {row}", str(error.__cause__))
+
+    def try_read_row(self, row: int) -> RawSample | BrokenSample:
+        """The sample at a row of the whole set, as `try_read`."""
+        return self.try_read(*self._shards.locate(row))
 
     def close(self) -> None:
         """Close the open shard."""
@@ -88,12 +155,19 @@ class ShardCursor:
             self._reader.close()
         self._reader = self._offsets = None
 
+    def _lose(self, error: BrokenShardError, shard: int, row: int) -> BrokenShardError:
+        """Give up what follows: each further sample would cost as much, and end the same."""
+        self._lost = shard, row, error
+        self.close()
+        return error
+
     def _move_to(self, shard: int, row: int) -> TarReader:
         reader = self._reader
-        if reader is None or shard != self._shard or row < self._row:
+        if reader is None or reader.damaged or shard != self._shard or row < self._row:
             self.close()
             url = self._shards.urls[shard]
-            reader = TarReader(open_shard(url), url=url, members=self._members)
+            file = open_shard(url, remote=self._shards.remote, cache=self._shards.cache)
+            reader = TarReader(file, url=url, members=self._members)
             self._reader, self._shard, self._row = reader, shard, 0
         if row > self._row:
             self._skip_to(reader, row)
@@ -101,9 +175,14 @@ class ShardCursor:
         return reader
 
     def _skip_to(self, reader: TarReader, row: int) -> None:
-        if self._offsets is None:
-            self._offsets = read_offsets(self._shards.urls[self._shard])
-        if self._offsets is not None and row < len(self._offsets):
+        if self._has_offset(row):
+            assert self._offsets is not None
             reader.seek(int(self._offsets[row]))
         else:
             reader.skip(row - self._row)
+
+    def _has_offset(self, row: int) -> bool:
+        if self._offsets is None:
+            url = self._shards.urls[self._shard]
+            self._offsets = read_offsets(url, remote=self._shards.remote)
+        return self._offsets is not None and row < len(self._offsets)

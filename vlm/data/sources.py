@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from vlm.data.remote import DEFAULT_REMOTE, PIPE, Remote, StoreError, glob_remote
 from vlm.data.tar import is_local
 from vlm.errors import ConfigError, DataError
 
@@ -37,7 +38,9 @@ def as_strings(value: str | Iterable[str]) -> tuple[str, ...]:
     return (value,) if isinstance(value, str) else tuple(value)
 
 
-def expand_shards(patterns: str | Sequence[str], *, key: str) -> tuple[str, ...]:
+def expand_shards(
+    patterns: str | Sequence[str], *, key: str, remote: Remote = DEFAULT_REMOTE
+) -> tuple[str, ...]:
     """Every shard that the patterns name, in order; `*` in the order of names.
 
     Args:
@@ -47,7 +50,7 @@ def expand_shards(patterns: str | Sequence[str], *, key: str) -> tuple[str, ...]
         ConfigError: a pattern has unbalanced braces.
         DataError: a pattern matches nothing, a local file does not exist, or a shard is named twice.
     """
-    shards = [shard for pattern in as_strings(patterns) for shard in _expand(pattern, key=key)]
+    shards = [shard for pattern in as_strings(patterns) for shard in _expand(pattern, key, remote)]
     if not shards:
         raise DataError(f"{key} is empty; name shards, as in 'path/{{00000..00041}}.tar'")
     _check_presence(shards, key=key)
@@ -74,7 +77,7 @@ def _check_presence(shards: Iterable[str], *, key: str) -> None:
         )
 
 
-def _expand(pattern: str, *, key: str) -> list[str]:
+def _expand(pattern: str, key: str, remote: Remote) -> list[str]:
     from braceexpand import braceexpand
 
     pattern = pattern.removeprefix("file://")
@@ -84,20 +87,20 @@ def _expand(pattern: str, *, key: str) -> list[str]:
         names = list(braceexpand(pattern))
     except ValueError as error:
         raise ConfigError(f"{key}={pattern!r} has braces that do not match: {error}") from None
-    shards = [shard for name in names for shard in _glob(name)]
+    try:
+        shards = [shard for name in names for shard in _glob(name, remote)]
+    except StoreError as error:
+        raise DataError(f"{key}={pattern!r} cannot be listed: {error}") from error
     if not shards:
         raise DataError(f"{key}={pattern!r} matches no file; correct the path or write the shards first")
     return shards
 
 
-def _glob(name: str) -> list[str]:
-    if name.startswith("pipe:") or not glob.has_magic(name):
+def _glob(name: str, remote: Remote) -> list[str]:
+    if name.startswith(PIPE) or not glob.has_magic(name):
         return [name]
     if is_local(name):
         return sorted(glob.glob(name, recursive=True))
     if "*" not in name:  # "?" and "[" are ordinary characters of a URL
         return [name]
-    import fsspec
-
-    file_system, path = fsspec.core.url_to_fs(name)
-    return sorted(file_system.unstrip_protocol(found) for found in file_system.glob(path))
+    return glob_remote(name, remote=remote)

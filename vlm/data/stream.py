@@ -7,6 +7,10 @@ from numpy import ndarray
 from vlm.data.order import Order
 from vlm.data.shards import ShardCursor
 from vlm.data.tar import RawSample
+from vlm.types import BrokenSample
+
+# A cut shard leaves windows without a whole sample. Then others are tried, as many as this, in random places.
+_TRIES_ELSEWHERE = 64
 
 
 class WindowedStream:
@@ -18,17 +22,27 @@ class WindowedStream:
 
     Args:
         cursor: of this stream alone.
+        spare: for single samples from elsewhere.
         position: the first position that will be asked for.
     """
 
     def __init__(
-        self, order: Order, cursor: ShardCursor, *, epoch: int, group: int, stream: int, position: int
+        self,
+        order: Order,
+        cursor: ShardCursor,
+        spare: ShardCursor,
+        *,
+        epoch: int,
+        group: int,
+        stream: int,
+        position: int,
     ) -> None:
         self._order = order
         self._cursor = cursor
+        self._spare = spare
         self._place = (epoch, group, stream)
         self._length = order.stream_length(group)
-        self._held: dict[int, RawSample] = {}
+        self._held: dict[int, RawSample | BrokenSample] = {}
         self._next_read, _ = order.window_bounds(group=group, position=position)
         self._places = self._stored_from(self._next_read)
         self._permutation: tuple[int, ndarray] | None = None
@@ -39,11 +53,11 @@ class WindowedStream:
         while (oldest := next(iter(self._held), start)) < start:
             del self._held[oldest]
         while self._next_read < min(position + count + self._order.window, self._length):
-            self._held[self._next_read] = self._cursor.read(*next(self._places))
+            self._held[self._next_read] = self._cursor.try_read(*next(self._places))
             self._next_read += 1
 
-    def candidates(self, position: int) -> Iterator[RawSample]:
-        """The sample of a position, then the others of its window that may stand in for it."""
+    def candidates(self, position: int) -> Iterator[RawSample | BrokenSample]:
+        """The sample of a position, the others of its window that may stand in for it, then any others."""
         epoch, group, stream = self._place
         start, stop = self._order.window_bounds(group=group, position=position)
         if self._permutation is None or self._permutation[0] != start:
@@ -54,6 +68,11 @@ class WindowedStream:
         size = stop - start
         for turn in range(size):
             yield self._held[start + int(self._permutation[1][(position - start + turn) % size])]
+        rows = self._order.elsewhere(
+            epoch=epoch, group=group, stream=stream, position=position, count=_TRIES_ELSEWHERE
+        )
+        for row in rows.tolist():
+            yield self._spare.try_read_row(row)
 
     def close(self) -> None:
         """Close the open shard."""

@@ -6,13 +6,19 @@ Pillow spends on a small image.
 
 import gzip
 import io
+import struct
 import tarfile
-from typing import Any, NamedTuple, cast
+import zlib
+from typing import Any, NamedTuple
 
-from vlm.errors import DataError
+from vlm.data.cache import ShardCache
+from vlm.data.remote import DEFAULT_REMOTE, PIPE, Remote, open_remote
 
 _BLOCK = 512
 _BUFFER = 1 << 18
+
+# A header may promise any number of bytes; no image and no caption has more.
+_LARGEST_MEMBER = 1 << 30
 
 
 class RawSample(NamedTuple):
@@ -35,49 +41,52 @@ class _Member(NamedTuple):
     size: int
 
 
-class _Forward(io.RawIOBase):
-    """Makes a readable thing without positions (a subprocess, a reply without ranges) a raw stream."""
+class CutError(ValueError):
+    """A tar that ends too early."""
 
-    def __init__(self, source: Any) -> None:
+
+DAMAGE = (ValueError, EOFError, zlib.error, gzip.BadGzipFile, tarfile.TarError, struct.error)
+"""What reading a damaged tar may raise."""
+
+
+class _Gunzip(io.RawIOBase):
+    """The bytes in a gzip file, up to where it is damaged: GzipFile would keep back what it read ahead."""
+
+    def __init__(self, file: io.BufferedReader) -> None:
         super().__init__()
-        self._source = source
+        self._file = file
+        self._gzip = gzip.GzipFile(fileobj=file, mode="rb")
 
     def readable(self) -> bool:
         return True
 
     def readinto(self, buffer: Any) -> int:
-        data = self._source.read(len(buffer))
+        data = self._gzip.read1(len(buffer))
         buffer[: len(data)] = data
         return len(data)
 
     def close(self) -> None:
         if not self.closed:
-            self._source.close()
+            self._gzip.close()
+            self._file.close()
         super().close()
-
-
-class _Gunzip(gzip.GzipFile):
-    """A gzip stream that closes the file under it."""
-
-    def __init__(self, file: io.BufferedReader) -> None:
-        super().__init__(fileobj=file, mode="rb")
-        self._file = file
-
-    def close(self) -> None:
-        super().close()
-        self._file.close()
 
 
 def is_local(url: str) -> bool:
     """Whether a shard is a path of this machine."""
-    return "://" not in url and not url.startswith("pipe:")
+    return "://" not in url and not url.startswith(PIPE)
 
 
-def open_shard(url: str) -> io.BufferedReader:
-    """The bytes of a tar, unzipped if need be: a path, a URL that fsspec knows, or `pipe:command`."""
-    file = _open_bytes(url)
+def open_shard(
+    url: str, *, remote: Remote = DEFAULT_REMOTE, cache: ShardCache | None = None
+) -> io.BufferedReader:
+    """The bytes of a tar, unzipped if need be: a path, a URL that fsspec knows, or `pipe:command`.
+
+    Opening and reading may raise FileNotFoundError, StoreError, and what the disk raises.
+    """
+    file: io.BufferedReader = io.BufferedReader(_open_bytes(url, remote, cache), _BUFFER)
     if file.peek(2)[:2] == b"\x1f\x8b":
-        return io.BufferedReader(cast(io.RawIOBase, _Gunzip(file)), _BUFFER)
+        return io.BufferedReader(_Gunzip(file), _BUFFER)
     return file
 
 
@@ -86,39 +95,11 @@ def is_compressed(file: io.BufferedReader) -> bool:
     return isinstance(file.raw, _Gunzip)
 
 
-def _open_bytes(url: str) -> io.BufferedReader:
+def _open_bytes(url: str, remote: Remote, cache: ShardCache | None) -> io.RawIOBase:
     if is_local(url):
-        return io.BufferedReader(io.FileIO(url), _BUFFER)
-    if url.startswith("pipe:"):
-        from webdataset.gopen import gopen
-
-        return io.BufferedReader(_Forward(gopen(url, "rb")), _BUFFER)
-    file = open_url(url)
-    return io.BufferedReader(file if _can_seek(file) else _Forward(file), _BUFFER)
-
-
-def open_url(url: str) -> Any:
-    """A file of a store that fsspec knows.
-
-    Raises:
-        DataError: the store needs a package that is not installed.
-    """
-    import fsspec
-
-    try:
-        return fsspec.open(url, "rb").open()
-    except ImportError as error:
-        raise DataError(f"{url} cannot be opened: {error} (for s3: pip install 'vlm[s3]')") from error
-
-
-def _can_seek(file: Any) -> bool:
-    # A reply of a server without ranges says that it is seekable, and refuses to seek.
-    try:
-        file.seek(1)
-        file.seek(0)
-    except (OSError, ValueError):
-        return False
-    return True
+        return io.FileIO(url)
+    cached = cache.open(url, remote=remote) if cache and not url.startswith(PIPE) else None
+    return cached or open_remote(url, remote=remote)
 
 
 class TarReader:
@@ -139,7 +120,13 @@ class TarReader:
         self._members = members
         self._seekable = file.seekable()
         self._offset = 0
+        self._damage: Exception | None = None
         self._next = self._read_member()
+
+    @property
+    def damaged(self) -> bool:
+        """Whether what follows the last sample cannot be read on; the next read says why."""
+        return self._damage is not None
 
     @property
     def sample_offset(self) -> int:
@@ -161,10 +148,14 @@ class TarReader:
 
     def seek(self, offset: int) -> None:
         """Go on at the sample that begins at byte `offset`, which lies ahead."""
+        if offset == self.sample_offset:
+            return
         self._pass_over(offset - self._offset)
         self._next = self._read_member()
 
     def _read_sample(self, members: frozenset[str] | None) -> RawSample | None:
+        if self._damage:
+            raise self._damage
         member = self._next
         if member is None:
             return None
@@ -176,7 +167,10 @@ class TarReader:
                 self._pass_over(padding)
             else:
                 self._pass_over(member.size + padding)
-            member = self._read_member()
+            try:
+                member = self._read_member()
+            except DAMAGE as error:  # of what follows: what has been read is whole
+                self._damage, member = error, None
         self._next = member
         return sample
 
@@ -201,13 +195,18 @@ class TarReader:
         if not header.rstrip(b"\0"):
             return None
         checksum = b"%o" % (sum(header) - sum(header[148:156]) + 8 * ord(" "))
-        if len(header) < _BLOCK or header[148:156].strip(b" \0").lstrip(b"0") != checksum:
+        if len(header) < _BLOCK:
+            raise CutError(f"the file ends at byte {self._offset + len(header)}, within a header")
+        if header[148:156].strip(b" \0").lstrip(b"0") != checksum:
             raise ValueError(f"no tar header at byte {self._offset}")
         self._offset += _BLOCK
+        size = tarfile.nti(header[124:136])  # type: ignore[attr-defined]
+        if size < 0:
+            raise ValueError(f"a member of {size} bytes at byte {self._offset}")
         name = header[:100].partition(b"\0")[0]
         if header[257:263] == b"ustar\0" and header[345]:
             name = header[345:500].partition(b"\0")[0] + b"/" + name
-        return header[156:157], _text(name), tarfile.nti(header[124:136])  # type: ignore[attr-defined]
+        return header[156:157], _text(name), size
 
     def _read_long_name(self, kind: bytes, size: int) -> str | None:
         data = self._take(size)
@@ -215,9 +214,11 @@ class TarReader:
         return _text(data.rstrip(b"\0")) if kind == b"L" else _pax_path(data)
 
     def _take(self, size: int) -> bytes:
+        if size > _LARGEST_MEMBER:
+            raise ValueError(f"a member of {size} bytes at byte {self._offset}")
         data = self._file.read(size)
         if len(data) < size:
-            raise ValueError(f"the file ends at byte {self._offset + len(data)}, within a member")
+            raise CutError(f"the file ends at byte {self._offset + len(data)}, within a member")
         self._offset += size
         return data
 
@@ -231,7 +232,8 @@ class TarReader:
 
 
 def _text(name: bytes) -> str:
-    return name.decode("utf-8", "surrogateescape")
+    # Names in another encoding stay different from each other, and can be written to any log and file.
+    return name.decode("utf-8", "backslashreplace")
 
 
 def _split_name(path: str) -> tuple[str, str] | None:
@@ -247,6 +249,8 @@ def _pax_path(data: bytes) -> str | None:
     """The `path` record of a pax header, whose records read "length key=value\\n"."""
     while data:
         length = int(data.partition(b" ")[0])
+        if length < 1:
+            raise ValueError("a pax header whose records do not end")
         field, _, value = data[:length].partition(b" ")[2].partition(b"=")
         if field == b"path":
             return _text(value.rstrip(b"\n"))

@@ -3,11 +3,14 @@
 import math
 import zlib
 from collections.abc import Iterator, Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 
+from vlm.data.cache import ShardCache
 from vlm.data.loader import OrderedSource, Tokenize, TrainBatches
 from vlm.data.order import Order
+from vlm.data.remote import Remote
 from vlm.data.samples import (
     IMAGE_EXTENSIONS,
     BrokenSampleError,
@@ -16,7 +19,7 @@ from vlm.data.samples import (
     members_of,
     record_captions,
 )
-from vlm.data.shards import ShardCursor, ShardSet, open_shards
+from vlm.data.shards import BrokenShardError, ShardCursor, ShardSet, open_shards
 from vlm.data.sources import Source
 from vlm.data.transforms import Augment, Preprocess
 from vlm.data.workers import NumberedLoader
@@ -41,6 +44,9 @@ class TrainData:
         shuffle_samples: undecoded samples that are permuted among themselves, over all streams; ranks and
             workers together hold at most twice as many.
         num_workers: loader processes of each rank; 0 loads in the training process.
+        max_broken_share: a larger share of broken samples ends the run.
+        remote: how patient to be with shards that are not local.
+        cache: where copies of them are kept.
 
     Raises:
         ConfigError: a number is out of range or does not divide as the order needs.
@@ -55,6 +61,9 @@ class TrainData:
     streams_per_group: int
     shuffle_samples: int
     num_workers: int
+    max_broken_share: int | float
+    remote: Remote
+    cache: ShardCache
     seed: int
 
     def __post_init__(self) -> None:
@@ -72,6 +81,8 @@ class TrainData:
                 f"data.streams_per_group={self.streams_per_group} does not divide data.global_batch_size="
                 f"{self.global_batch_size}; use {_alternatives(_divisors(self.global_batch_size))}"
             )
+        if not 0 <= self.max_broken_share <= 1:
+            raise ConfigError(f"data.max_broken_share={self.max_broken_share} must be a share from 0 to 1")
         self._check_shares()
 
     def check_world_size(self, world_size: int) -> None:
@@ -104,7 +115,7 @@ class TrainData:
         return TrainSet(self, (self._open_source(self.train, key="data.train", batch_size=rest), *sources))
 
     def _open_source(self, source: Source, *, key: str, batch_size: int) -> OrderedSource:
-        shards = open_shards(source.shards, key=f"{key}.shards")
+        shards = open_shards(source.shards, key=f"{key}.shards", remote=self.remote, cache=self.cache)
         if shards.num_samples < batch_size:
             raise DataError(
                 f"{key}.shards hold {shards.num_samples} samples, fewer than the {batch_size} of them in "
@@ -196,34 +207,31 @@ class TrainSet:
 
 
 def _stored_captions(source: OrderedSource) -> Iterator[str]:
-    cursor = ShardCursor(source.shards, members_of(source.captions))
-    for shard, size in enumerate(source.shards.sizes):
-        for row in range(size):
-            try:
-                record = decode_record(cursor.read(shard, row))
-            except BrokenSampleError:
-                continue  # training counts and names it
-            for captions in record_captions(record, source.captions):
-                yield from captions
-    cursor.close()
+    with closing(ShardCursor(source.shards, members_of(source.captions))) as cursor:
+        for shard, size in enumerate(source.shards.sizes):
+            for row in range(size):
+                try:
+                    record = decode_record(cursor.read(shard, row))
+                except (BrokenSampleError, BrokenShardError):
+                    continue  # training counts and names it
+                for captions in record_captions(record, source.captions):
+                    yield from captions
 
 
 def _check_captions(shards: ShardSet, fields: tuple[str, ...], *, key: str) -> None:
     """Look at the first samples: a wrong field name should not wait for the first batch."""
-    cursor = ShardCursor(shards, None)
     seen: dict[str, None] = {}
-    for sample in range(min(_PEEK, shards.num_samples)):
-        raw = cursor.read(*shards.locate(sample))
-        try:
-            record = decode_record(raw)
-        except BrokenSampleError:
-            continue
-        has_image = any(extension in raw.members for extension in IMAGE_EXTENSIONS)
-        if has_image and record_captions(record, fields):
-            cursor.close()
-            return
-        seen |= dict.fromkeys([*raw.members, *field_names(record)])
-    cursor.close()
+    with closing(ShardCursor(shards, None)) as cursor:
+        for sample in range(min(_PEEK, shards.num_samples)):
+            try:
+                raw = cursor.read(*shards.locate(sample))
+                record = decode_record(raw)
+            except (BrokenSampleError, BrokenShardError):
+                continue
+            has_image = any(extension in raw.members for extension in IMAGE_EXTENSIONS)
+            if has_image and record_captions(record, fields):
+                return
+            seen |= dict.fromkeys([*raw.members, *field_names(record)])
     raise DataError(
         f"none of the first samples of {shards.urls[0]} has {' or '.join(fields)} ({key}.captions) beside an "
         f"image ({', '.join(IMAGE_EXTENSIONS)}); they have: {', '.join(seen) or 'nothing readable'}"

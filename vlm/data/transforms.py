@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance
 from torch import Tensor
 
 from vlm import schema
-from vlm.data.images import Box, resample_box, to_tensor
+from vlm.data.images import Box, resample_box, to_tensor, upright_size
 from vlm.errors import ConfigError
 
 _RESIZE_MODES = ("shortest", "longest", "squash")
@@ -62,7 +62,7 @@ class Preprocess:
         Raises:
             UnreadableImageError: the pixels cannot be decoded.
         """
-        width, height = map(float, image.size)
+        width, height = map(float, upright_size(image))
         side = self.image_size
         if self.resize_mode == "longest":
             scale = side / max(width, height)
@@ -124,7 +124,7 @@ class Augment:
         Raises:
             UnreadableImageError: the pixels cannot be decoded.
         """
-        cut = preprocess.cut(image, self._random_box(image.size, rng))
+        cut = preprocess.cut(image, self._random_box(upright_size(image), rng))
         if self.color_jitter:
             for enhance in (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color):
                 cut = enhance(cut).enhance(_uniform(rng, 1 - self.color_jitter, 1 + self.color_jitter))

@@ -12,9 +12,10 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
-from vlm.distributed import Topology, max_over_ranks, sum_over_ranks
+from vlm.distributed import Topology, max_over_ranks
 from vlm.evaluation import Evaluator, run_suite
 from vlm.inference import Embedder, Loaded
+from vlm.training.broken import BrokenSamples
 from vlm.training.checkpoint import save
 from vlm.training.module import TrainingModule, averaged
 from vlm.types import Batch
@@ -51,13 +52,19 @@ class StepLog(L.Callback):
     to every logger and the bar."""
 
     def __init__(
-        self, loader: TimedLoader, *, every_n_steps: int, global_batch_size: int, max_steps: int
+        self,
+        loader: TimedLoader,
+        broken: BrokenSamples,
+        *,
+        every_n_steps: int,
+        global_batch_size: int,
+        max_steps: int,
     ) -> None:
         self.loader = loader
+        self.broken = broken
         self.every_n_steps = every_n_steps
         self.global_batch_size = global_batch_size
         self.max_steps = max_steps
-        self.substituted = torch.zeros(1, dtype=torch.int64)
         self.paused_s = 0.0
         self._mark = (0, 0.0, 0.0, 0.0)
         self._bar: Any = None
@@ -72,7 +79,7 @@ class StepLog(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_index: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        self.substituted = self.substituted.to(module.device) + batch["substituted"]
+        self.broken.add(batch, step=module.step)
         if self._bar is not None:
             self._bar.update(1)
         if module.step % self.every_n_steps and module.step != self.max_steps:
@@ -80,11 +87,12 @@ class StepLog(L.Callback):
         metrics = averaged({**outputs["metrics"], **self._rates(module.step)}, device=module.device)
         peak = torch.tensor(_peak_memory_gib(module.device), device=module.device)
         metrics["memory/peak_gib"] = max_over_ranks(peak).item()
-        metrics["data/substituted"] = sum_over_ranks(self.substituted).item()
+        metrics |= self.broken.metrics(device=module.device)
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=module.step)
         if self._bar is not None:
             self._show(module.step, metrics)
+        self.broken.check()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._bar is not None:

@@ -21,6 +21,7 @@ from vlm.evaluation import Evaluator
 from vlm.inference import TOKENIZER, Loaded, latest_checkpoint, read_config
 from vlm.models import ModelSpec, TransformersTextSpec, build_model
 from vlm.objectives import Objective
+from vlm.training.broken import BrokenSamples
 from vlm.training.callbacks import Checkpoint, Evaluate, StepLog, TimedLoader
 from vlm.training.module import TrainingModule
 from vlm.training.optimizer import AdamW
@@ -34,6 +35,9 @@ MAY_CHANGE = (
     "paths",
     "make_data",
     "data.num_workers",
+    "data.max_broken_share",
+    "data.remote",
+    "data.cache",
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.accelerator",
@@ -213,6 +217,7 @@ def _fit(run: Run, trainer: L.Trainer, module: TrainingModule, data: TrainSet, t
     loader = TimedLoader(batches, max_steps - module.step)
     step_log = StepLog(
         loader,
+        BrokenSamples(run.folder, max_share=run.data.max_broken_share),
         every_n_steps=run.trainer.log_every_n_steps,
         global_batch_size=run.data.global_batch_size,
         max_steps=max_steps,
