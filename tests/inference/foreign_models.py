@@ -46,14 +46,14 @@ IMAGE = {
 }
 
 
-def write_tokenizer(folder: Path, *, eot: str = "<end>") -> Path:
-    """A `tokenizer.json` of whole words, `pad` and the end of text the largest id."""
-    vocab = {word: i for i, word in enumerate(["<pad>", *WORDS, "<start>", eot])}
+def write_tokenizer(folder: Path, *, size: int = VOCAB) -> Path:
+    """A `tokenizer.json` of whole words, in which the end of text is the largest id."""
+    vocab = {word: i for i, word in enumerate(["<pad>", *WORDS])} | {"<start>": size - 2, "<end>": size - 1}
     tokenizer = tokenizers.Tokenizer(models.WordLevel(vocab, unk_token="<pad>"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    ids = [(name, vocab[name]) for name in ("<start>", eot)]
-    tokenizer.post_processor = processors.TemplateProcessing(single=f"<start> $A {eot}", special_tokens=ids)
-    tokenizer.add_special_tokens(["<pad>", "<start>", eot])
+    ids = [(name, vocab[name]) for name in ("<start>", "<end>")]
+    tokenizer.post_processor = processors.TemplateProcessing(single="<start> $A <end>", special_tokens=ids)
+    tokenizer.add_special_tokens(["<pad>", "<start>", "<end>"])
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(json.dumps({"pad_token": "<pad>"}))
@@ -72,12 +72,12 @@ def write_processor(folder: Path, changes: dict[str, Any] | None = None, *, squa
     (folder / "preprocessor_config.json").write_text(json.dumps(values | crop | (changes or {})))
 
 
-def randomised(model: nn.Module) -> nn.Module:
+def randomised(model: nn.Module, *, noise: float = 0.2) -> nn.Module:
     """Weights large enough for every part to show in the features."""
     torch.manual_seed(0)
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter.add_(torch.randn_like(parameter) * 0.2)
+            parameter.add_(torch.randn_like(parameter) * noise)
         model.logit_scale.fill_(2.0)  # type: ignore[operator, union-attr]
     return model.eval()
 

@@ -106,7 +106,7 @@ def test_weights_that_do_not_fit_are_listed_and_none_is_copied() -> None:
         load_weights(model, weights, where="here")
     message = str(caught.value)
     assert [line.split() for line in message.splitlines()] == [
-        "the weights of here do not fit the model:".split(),
+        ["the", "weights", "of", "here", "do", "not", "fit", "the", "model:"],
         ["parameter", "in", "the", "model", "in", "the", "weights"],
         ["image_projection.weight", "(8,", "16)", "(3,", "3)"],
         ["logit_scale", "(1,)", "missing"],

@@ -12,12 +12,14 @@ from foreign_models import (
     TEXTS,
     clip_folder,
     pixels,
+    randomised,
     siglip_folder,
     unit,
     write_processor,
+    write_tokenizer,
 )
 from torch import Tensor
-from transformers import CLIPModel, SiglipModel
+from transformers import CLIPConfig, CLIPModel, SiglipModel
 
 import vlm
 from vlm.errors import CheckpointError, ConfigError
@@ -80,6 +82,23 @@ def test_an_altered_activation_of_the_checkpoint_is_refused_with_both_values(tmp
 def test_configurations_older_than_the_end_of_text_pool_at_the_largest_id(tmp_path: Path) -> None:
     source, model = clip_folder(tmp_path / "clip", text={"eos_token_id": 2})
     assert max(clip_differences(imported(source), model, TEXTS)) < 1e-6
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_features_equal_those_of_a_whole_vit_b_32(tmp_path: Path, activation: str) -> None:
+    """The sizes of CLIPConfig are those of ViT-B-32; texts of all lengths, random tokens."""
+    config = CLIPConfig(text_config={"hidden_act": activation}, vision_config={"hidden_act": activation})
+    model = randomised(CLIPModel(config), noise=0.02)
+    model.save_pretrained(tmp_path / "clip")
+    write_processor(tmp_path / "clip", squash=False, side=224)
+    large = write_tokenizer(tmp_path / "tokenizer", size=49408)
+    loaded = imported(tmp_path / "clip", tokenizer=str(large))
+    assert loaded.model.spec.image.name == "vit_base_patch32_clip_224"
+    texts = [" ".join(["red", "square"] * length) for length in (1, 5, 20, 37)]
+    found = clip_differences(loaded, model, texts)
+    print(f"largest differences of image and text features: {found}")
+    assert max(found) < 1e-5
 
 
 @torch.no_grad()
