@@ -24,7 +24,7 @@ NOTHING = Given(
     resize_mode=None,
     interpolation=None,
     background=None,
-    tokenizer=None,
+    tokenizer_path=None,
 )
 TEXTS = ["a red square", "big", "a small green circle a red square"]
 CONTEXT = 12

@@ -210,8 +210,8 @@ def test_weights_of_other_models_say_what_can_be_imported(source: Path) -> None:
 
 def test_a_source_without_tokenizer_asks_for_one(source: Path, tmp_path: Path) -> None:
     (source / "tokenizer.json").unlink()
-    with pytest.raises(ConfigError, match=r"has no tokenizer; set tokenizer=FILE: bpe_simple_vocab"):
+    with pytest.raises(ConfigError, match=r"has no tokenizer; set tokenizer_path=FILE: bpe_simple_vocab"):
         imported(source)
     elsewhere = write_tokenizer(tmp_path / "elsewhere")
-    assert imported(source, tokenizer=str(elsewhere)).tokenizer.eot_id == 9
-    assert imported(source, tokenizer=str(elsewhere.parent)).tokenizer.context_length == 12
+    assert imported(source, tokenizer_path=str(elsewhere)).tokenizer.eot_id == 9
+    assert imported(source, tokenizer_path=str(elsewhere.parent)).tokenizer.context_length == 12

@@ -93,7 +93,7 @@ def test_features_equal_those_of_a_whole_vit_b_32(tmp_path: Path, activation: st
     model.save_pretrained(tmp_path / "clip")
     write_processor(tmp_path / "clip", squash=False, side=224)
     large = write_tokenizer(tmp_path / "tokenizer", size=49408)
-    loaded = imported(tmp_path / "clip", tokenizer=str(large))
+    loaded = imported(tmp_path / "clip", tokenizer_path=str(large))
     assert loaded.model.spec.image.name == "vit_base_patch32_clip_224"
     texts = [" ".join(["red", "square"] * length) for length in (1, 5, 20, 37)]
     found = clip_differences(loaded, model, texts)

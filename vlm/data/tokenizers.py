@@ -220,7 +220,7 @@ def from_json(path: Path, *, context_length: int) -> Tokenizer:
     try:
         tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
     except Exception as error:  # the library raises nothing more special
-        raise ConfigError(f"{_KEY}={str(path)!r} is no tokenizer file: {error}") from error
+        raise ConfigError(f"{path} is no tokenizer file: {error}") from error
     return Tokenizer(tokenizer, context_length=context_length)
 
 

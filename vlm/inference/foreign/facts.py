@@ -27,7 +27,7 @@ class Given:
         head_width: width of an attention head in both towers.
         mean: of red, green and blue in [0, 1]; `std` likewise.
         resize_mode: see `data.preprocess.resize_mode`; `interpolation` and `background` likewise.
-        tokenizer: CLIP's merges, a `tokenizer.json`, or a folder of a transformers tokenizer.
+        tokenizer_path: CLIP's merges, a `tokenizer.json`, or a folder of a transformers tokenizer.
     """
 
     model_config: str | None
@@ -38,7 +38,7 @@ class Given:
     resize_mode: str | None
     interpolation: str | None
     background: Sequence[int] | None
-    tokenizer: str | None
+    tokenizer_path: str | None
 
 
 @dataclass(frozen=True, kw_only=True)

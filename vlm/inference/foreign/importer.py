@@ -110,18 +110,20 @@ def _json(path: Path) -> dict[str, Any]:
 
 def _tokenizer(source: Path, given: Given, foreign: Foreign) -> Tokenizer:
     context_length = foreign.spec.text.context_length
-    if given.tokenizer is not None:
-        return _read_tokenizer(Path(given.tokenizer), context_length)
+    if given.tokenizer_path is not None:
+        return _read_tokenizer(Path(given.tokenizer_path), context_length)
     folder = source if source.is_dir() else source.parent
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ConfigError(
-            f"{source} has no tokenizer; set tokenizer=FILE: bpe_simple_vocab_16e6.txt(.gz) for CLIP's, a "
+            f"{source} has no tokenizer; set tokenizer_path=FILE: bpe_simple_vocab_16e6.txt(.gz) for CLIP's, a "
             "tokenizer.json, or the folder of a transformers tokenizer"
         )
     return _read_tokenizer(folder, context_length)
 
 
 def _read_tokenizer(path: Path, context_length: int) -> Tokenizer:
+    if not path.exists():
+        raise ConfigError(f"tokenizer_path={str(path)!r} does not exist; it names a file or a folder")
     if path.is_dir() and (path / TOKENIZER).is_file():
         path = path / TOKENIZER
     if path.is_dir():
@@ -138,13 +140,13 @@ def _complete(foreign: Foreign, tokenizer: Tokenizer, source: Path) -> ModelSpec
     if tokenizer.vocab_size > text.vocab_size:
         raise ConfigError(
             f"the tokenizer has ids up to {tokenizer.vocab_size - 1}, the model of {source} a vocabulary of "
-            f"{text.vocab_size}; set tokenizer=FILE to the model's own"
+            f"{text.vocab_size}; set tokenizer_path=FILE to the model's own"
         )
     expected = tokenizer.vocab_size - 1 if foreign.eot_id == "largest" else foreign.eot_id
     if expected not in ("any", tokenizer.eot_id):
         raise ConfigError(
             f"the tokenizer ends a text with id {tokenizer.eot_id}, the model of {source} reads its vector "
-            f"at id {expected}; set tokenizer=FILE to the model's own"
+            f"at id {expected}; set tokenizer_path=FILE to the model's own"
         )
     if isinstance(text, TransformersTextSpec):
         padding = tokenizer.id_of(foreign.pad_token) if foreign.pad_token else None
