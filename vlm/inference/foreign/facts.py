@@ -98,12 +98,14 @@ class Facts:
         return said
 
     def require_all(self, hint: str) -> None:
-        """Raise `ConfigError` with every key that neither the source nor the command gave."""
+        """Raise `ConfigError` with every key that neither the source nor the command gave.
+
+        Args:
+            hint: what else would say it.
+        """
         if self._missing:
             keys = ", ".join(self._missing)
-            raise ConfigError(
-                f"{self.source} does not say {keys}; set {'=..., '.join(self._missing)}=...{hint}"
-            )
+            raise ConfigError(f"{self.source} does not say {keys}; set them by these keys, or {hint}")
 
     def preprocess(self, said: Mapping[str, Any], *, image_size: int) -> Preprocess:
         """From settled `resize_mode` and `interpolation`; the background is white where nobody says."""

@@ -11,9 +11,9 @@ from vlm.errors import CheckpointError, ConfigError, VlmError
 from vlm.inference.checkpoint import DESCRIPTION, TOKENIZER, save_model
 from vlm.inference.foreign import open_clip, transformers_clip, transformers_siglip
 from vlm.inference.foreign.facts import Facts, Foreign, Given
-from vlm.models import ModelSpec, TransformersTextSpec, described
+from vlm.models import DualEncoder, ModelSpec, TransformersTextSpec, described
 from vlm.models.activation import activations
-from vlm.models.state_dict import require_fit, table
+from vlm.models.state_dict import require_fit
 
 Reader = Callable[[Path, Facts], Foreign]
 
@@ -23,11 +23,14 @@ TRANSFORMERS: dict[str, Reader] = {"clip": transformers_clip.read, "siglip": tra
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "spiece.model", "tokenizer.model")
 
 
-def import_model(source: Path, out: Path, given: Given) -> str:
-    """Write a model from elsewhere as a checkpoint to the folder `out`; returns its facts as a table.
+def import_model(source: Path, out: Path, given: Given) -> tuple[ModelSpec, list[tuple[str, str]]]:
+    """Write a model from elsewhere as a checkpoint to the folder `out`.
 
     Args:
         source: a folder or a file of open_clip, or a folder of transformers.
+
+    Returns:
+        The model's description, and what should be looked at: names and values, for people.
 
     Raises:
         ConfigError: the source leaves something open or contradicts `given`, or `out` is not empty.
@@ -57,23 +60,22 @@ def import_model(source: Path, out: Path, given: Given) -> str:
         step=0,
         config={"import": {"from": str(source), "kind": foreign.kind, "not_kept": dict(foreign.not_kept)}},
     )
-    image, text = model.spec.image, model.spec.text
-    rows = [
+    return model.spec, _worth_a_look(foreign, model)
+
+
+def _worth_a_look(foreign: Foreign, model: DualEncoder) -> list[tuple[str, str]]:
+    image, text, preprocess = model.spec.image, model.spec.text, foreign.preprocess
+    return [
         ("kind", foreign.kind),
         ("image activation", activations(model.image)),
         ("text activation", activations(model.text)),
-        (
-            "image size",
-            f"{image.image_size}, {foreign.preprocess.resize_mode}, {foreign.preprocess.interpolation}",
-        ),
-        ("mean, std", f"{list(image.mean)}, {list(image.std)}"),
-        (
-            "tokens",
-            f"context length {text.context_length}, vocabulary {text.vocab_size}, end of text {text.eot_id}",
-        ),
+        ("image size", f"{image.image_size}, {preprocess.resize_mode}, {preprocess.interpolation}"),
+        ("mean", str(list(image.mean))),
+        ("std", str(list(image.std))),
+        ("context length", str(text.context_length)),
+        ("vocabulary", f"{text.vocab_size}, end of text {text.eot_id}"),
         *((f"not kept: {name}", f"{value:g}") for name, value in foreign.not_kept.items()),
     ]
-    return table(("fact", "value"), rows)
 
 
 def _reader(source: Path) -> Reader:
@@ -115,8 +117,8 @@ def _tokenizer(source: Path, given: Given, foreign: Foreign) -> Tokenizer:
     folder = source if source.is_dir() else source.parent
     if not any((folder / name).is_file() for name in _TOKENIZER_FILES):
         raise ConfigError(
-            f"{source} has no tokenizer; set tokenizer_path=FILE: bpe_simple_vocab_16e6.txt(.gz) for CLIP's, a "
-            "tokenizer.json, or the folder of a transformers tokenizer"
+            f"{source} has no tokenizer; set tokenizer_path=FILE: bpe_simple_vocab_16e6.txt(.gz) for CLIP's, "
+            "a tokenizer.json, or the folder of a transformers tokenizer"
         )
     return _read_tokenizer(folder, context_length)
 

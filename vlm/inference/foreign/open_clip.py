@@ -18,7 +18,7 @@ from vlm.models.state_dict import read_state_dict
 CONFIG = "open_clip_config.json"
 WEIGHTS = ("open_clip_model.safetensors", "open_clip_pytorch_model.bin")
 _CONFIG_HINT = (
-    "; or model_config=FILE, the json of the model in open_clip's folder model_configs, which says it all"
+    "model_config=FILE, the json of the model in open_clip's folder model_configs, which says it all"
 )
 
 # What open_clip uses where a model's json is silent.

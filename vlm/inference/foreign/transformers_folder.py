@@ -93,7 +93,7 @@ def preprocessing(folder: Path, facts: Facts, *, image_size: int) -> dict[str, A
     """
     said = _processor(folder, image_size=image_size)
     settled = {key: facts.settle(key, said.get(key)) for key in _SETTLED}
-    facts.require_all(f", or add the preprocessor_config.json of the model to {folder}")
+    facts.require_all(f"add the preprocessor_config.json of the model to {folder}")
     return settled
 
 

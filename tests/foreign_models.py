@@ -1,5 +1,8 @@
 """Models of transformers with random weights, in folders as that library writes them."""
 
+import vlm  # noqa: F401  before transformers, which imports torchvision
+
+# isort: split
 import json
 from pathlib import Path
 from typing import Any
