@@ -19,7 +19,7 @@ from foreign_models import (
     write_tokenizer,
 )
 from torch import Tensor
-from transformers import CLIPConfig, CLIPModel, SiglipModel
+from transformers import CLIPConfig, CLIPModel
 
 import vlm
 from vlm.errors import CheckpointError, ConfigError
@@ -101,16 +101,17 @@ def test_features_equal_those_of_a_whole_vit_b_32(tmp_path: Path, activation: st
     assert max(found) < 1e-5
 
 
+@pytest.mark.parametrize(("pad", "padding"), [("<pad>", 0), ("<end>", EOT)])
 @torch.no_grad()
-def test_features_equal_those_of_siglip(tmp_path: Path) -> None:
-    source, _ = siglip_folder(tmp_path / "siglip")
-    config = json.loads((source / "config.json").read_text())
-    config["text_config"]["pad_token_id"] = 0
-    (source / "config.json").write_text(json.dumps(config))
-    model = SiglipModel.from_pretrained(source).eval()
+def test_features_equal_those_of_siglip(tmp_path: Path, pad: str, padding: int) -> None:
+    source, model = siglip_folder(tmp_path / "siglip")
+    (source / "tokenizer_config.json").write_text(json.dumps({"pad_token": pad}))
     loaded = imported(source)
     image, text = pixels(32), loaded.tokenizer(TEXTS)
-    filled = torch.nn.functional.pad(text, (0, CONTEXT - text.shape[1]))
+    filled = torch.full((len(TEXTS), CONTEXT), padding)
+    for target, line in zip(filled, TEXTS, strict=True):
+        ids = loaded.tokenizer.encode(line)
+        target[: len(ids)] = torch.tensor(ids)
     assert largest_difference(loaded.model.encode_image(image), unit(model.get_image_features(image))) < 1e-6
     assert largest_difference(loaded.model.encode_text(text), unit(model.get_text_features(filled))) < 1e-6
     assert not torch.allclose(loaded.model.encode_text(text), unit(model.get_text_features(text)), atol=1e-3)
