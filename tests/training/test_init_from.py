@@ -162,6 +162,29 @@ def test_another_preprocessing_is_said(toy: Path, first: Path, caplog: pytest.Lo
     )
 
 
+def test_pretrained_image_weights_begin_a_run_and_are_not_read_at_resume(
+    toy: Path, first: Path, tmp_path: Path
+) -> None:
+    trunk = {
+        name.removeprefix("image.trunk."): value
+        for name, value in read_weights(checkpoint(first)).items()
+        if name.startswith("image.trunk.")
+    }
+    path = tmp_path / "tower.pt"
+    torch.save(trunk, path)
+    overrides = [*VIT, f"model.image.pretrained={path}", "optimizer.lr=1e-9", "checkpoint.every_n_steps=1"]
+    run = train(toy, "warm", *overrides)
+    begun = vlm.load(checkpoint(run, 1)).model.image.trunk.state_dict()
+    assert all(torch.allclose(begun[name], trunk[name], atol=1e-6) for name in trunk)
+    shutil.rmtree(checkpoint(run, 2))
+    path.unlink()
+    train(toy, "warm", *overrides, "run.resume=true")
+    assert checkpoint(run, 2).is_dir()
+    with pytest.raises(ConfigError, match=r"tower\.pt' does not exist"):
+        train(toy, "cold", *overrides)
+    assert not (toy / "runs" / "cold").exists()
+
+
 def test_a_folder_without_checkpoint_is_named(toy: Path, tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="holds no checkpoint"):
         train(toy, "nothing", *VIT, f"init_from={tmp_path}")

@@ -37,13 +37,20 @@ def require_carried(weights: Path, spec: ModelSpec, *, where: Path) -> None:
         return  # reading the weights says what is wrong with the file
     if _MODEL not in metadata:
         return
-    rows = differences(spec.to_mapping(), json.loads(metadata[_MODEL]))
+    rows = differences(spec.to_mapping(), _parsed(metadata[_MODEL], weights))
     if rows:
         listed = table(("key", where.name, weights.name), rows)
         raise CheckpointError(
             f"{where} does not describe the weights beside it; one of the files was altered or replaced:\n"
             f"{listed}"
         )
+
+
+def _parsed(text: str, weights: Path) -> dict[str, Any]:
+    try:
+        return dict(json.loads(text))
+    except (ValueError, TypeError) as error:
+        raise CheckpointError(f"{weights} carries a damaged description of its model: {error}") from error
 
 
 def differences(
