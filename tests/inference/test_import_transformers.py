@@ -22,6 +22,7 @@ from torch import Tensor
 from transformers import CLIPConfig, CLIPModel
 
 import vlm
+from vlm.data.tokenizers import Tokenizer
 from vlm.errors import CheckpointError, ConfigError
 from vlm.inference import Loaded, load, read_config
 from vlm.inference.foreign import import_model
@@ -251,6 +252,25 @@ def test_a_folder_of_something_else_says_what_can_be_imported(
         (tmp_path / "source" / name).write_text(content)
     with pytest.raises((ConfigError, CheckpointError), match=message):
         imported(tmp_path / "source")
+
+
+def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source, _ = clip_folder(tmp_path / "clip")
+
+    def full(*arguments: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Tokenizer, "save", full)
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OSError, match="No space left"):
+        imported(source)
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_of_a_folder_of_both_kinds_the_one_with_weights_is_read(tmp_path: Path) -> None:
+    source, model = clip_folder(tmp_path / "clip")
+    (source / "open_clip_config.json").write_text("{}")
+    assert max(clip_differences(imported(source), model, TEXTS)) < 1e-6
 
 
 def test_a_folder_with_something_in_it_is_not_written_to(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -51,15 +52,23 @@ def import_model(source: Path, out: Path, given: Given) -> tuple[ModelSpec, list
     spec = _complete(foreign, tokenizer, source)
     model = described(spec)
     require_fit(model.state_dict(), foreign.weights, where=str(source))
-    save_model(
-        out,
-        weights=foreign.weights,
-        spec=model.spec,
-        preprocess=foreign.preprocess,
-        tokenizer=tokenizer,
-        step=0,
-        config={"import": {"from": str(source), "kind": foreign.kind, "not_kept": dict(foreign.not_kept)}},
-    )
+    draft = out.with_name(f".{out.name}.tmp")
+    shutil.rmtree(draft, ignore_errors=True)
+    try:
+        save_model(
+            draft,
+            weights=foreign.weights,
+            spec=model.spec,
+            preprocess=foreign.preprocess,
+            tokenizer=tokenizer,
+            step=0,
+            config={
+                "import": {"from": str(source), "kind": foreign.kind, "not_kept": dict(foreign.not_kept)}
+            },
+        )
+        draft.rename(out)  # complete or absent
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
     return model.spec, _worth_a_look(foreign, model)
 
 
@@ -85,7 +94,7 @@ def _reader(source: Path) -> Reader:
         raise CheckpointError(f"from={str(source)!r} does not exist; give a folder or a file of weights")
     if (source / DESCRIPTION).is_file() or (source / "checkpoints").is_dir():
         raise ConfigError(f"from={str(source)!r} is a checkpoint of this project already; use it as it is")
-    if any((source / name).is_file() for name in (open_clip.CONFIG, *open_clip.WEIGHTS)):
+    if any((source / name).is_file() for name in open_clip.WEIGHTS):
         return open_clip.read
     content = _json(source / "config.json")
     if "architecture" in content:
@@ -95,6 +104,8 @@ def _reader(source: Path) -> Reader:
     kind = content.get("model_type")
     if kind in TRANSFORMERS:
         return TRANSFORMERS[kind]
+    if (source / open_clip.CONFIG).is_file():
+        return open_clip.read
     raise CheckpointError(
         f"from={str(source)!r} is no model that can be imported: no {open_clip.CONFIG}, no config.json "
         f"of transformers with model_type {' or '.join(TRANSFORMERS)}"
