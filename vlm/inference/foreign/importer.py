@@ -52,6 +52,7 @@ def import_model(source: Path, out: Path, given: Given) -> tuple[ModelSpec, list
     spec = _complete(foreign, tokenizer, source)
     model = described(spec)
     require_fit(model.state_dict(), foreign.weights, where=str(source))
+    origin = {"from": str(source), "kind": foreign.kind, "not_kept": dict(foreign.not_kept)}
     draft = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     try:
