@@ -63,9 +63,7 @@ def import_model(source: Path, out: Path, given: Given) -> tuple[ModelSpec, list
             preprocess=foreign.preprocess,
             tokenizer=tokenizer,
             step=0,
-            config={
-                "import": {"from": str(source), "kind": foreign.kind, "not_kept": dict(foreign.not_kept)}
-            },
+            config={"import": origin},
         )
         draft.rename(out)  # complete or absent
     finally:
