@@ -51,6 +51,8 @@ class TrainSettings:
     """Root keys of `train`; a component's keys are those of the class named by its `_target_`."""
 
     run: RunSettings = MISSING
+    init_from: str | None = None
+    resize_positions: bool = MISSING
     paths: PathSettings = MISSING
     make_data: Any = None
     data: Any = MISSING

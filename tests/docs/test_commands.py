@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+from foreign_models import clip_folder
 from PIL import Image
+from safetensors.torch import load_file
 from small_shards import image_bytes, write_shards, write_tar
 from toy_run import SIZES, TINY_MODEL
 
@@ -32,6 +35,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/your_own_data.md": {"bash": 18, "python": 1, "yaml": 2, "output": 7},
     "docs/guides/shards.md": {"bash": 9, "output": 5},
     "docs/guides/remote_data.md": {"bash": 2, "output": 1},
+    "docs/guides/weights.md": {"bash": 9, "output": 2},
     "docs/guides/evaluating.md": {"bash": 8, "python": 1, "yaml": 1, "output": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
@@ -191,6 +195,7 @@ def place_what_readers_have(folder: Path) -> None:
     rows = (f"pictures/{number:06d}.jpg,a picture of number {number}" for number in range(300))
     (folder / "photos.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
     write_shards(folder / "web", [40, 40])
+    place_models(folder)
     write_shards(folder / "archive", [40], suffix="tar.gz")
     with ShardWriter(folder / "photos", prefix="", max_samples=100) as writer:
         for key, members in colour_samples(24):
@@ -200,6 +205,21 @@ def place_what_readers_have(folder: Path) -> None:
     (colours / "test" / "nshards.txt").write_text("1")
     (colours / "classnames.txt").write_text("\n".join(COLOURS))
     (colours / "zeroshot_classification_templates.txt").write_text("a {c} square\n{c}\n")
+
+
+def place_models(folder: Path) -> None:
+    """Tiny ones under the names of large ones: a folder of transformers, files of open_clip and of timm."""
+    import timm  # after vlm, which makes torchvision importable on a CPU
+
+    clip_folder(folder / "clip-vit-base-patch32", image={"hidden_act": "quick_gelu"})
+    tiny = ROOT / "tests" / "inference" / "open_clip_tiny"
+    torch.save(
+        {"epoch": 32, "state_dict": load_file(tiny / "open_clip_model.safetensors")}, folder / "epoch_32.pt"
+    )
+    config = json.loads((tiny / "open_clip_config.json").read_text())["model_cfg"]
+    (folder / "ViT-B-32.json").write_text(json.dumps(config))
+    resnet = timm.create_model("resnet10t", channels=[8, 8, 16, 16], stem_width=8, norm_layer="groupnorm1")
+    torch.save({"state_dict": resnet.state_dict()}, folder / "resnet10t.pth.tar")
 
 
 @pytest.fixture

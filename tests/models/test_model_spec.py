@@ -72,7 +72,7 @@ def test_a_bad_value_of_the_text_tower_is_named(text: dict[str, object], message
         ({"mean": [0.5] * 4}, r"model\.image\.mean=.* must be three numbers"),
         ({"mean": [0.5]}, r"model\.image\.mean=\[0\.5\] must be three numbers"),
         ({"std": [0.1, 0.1, 0]}, r"model\.image\.std=.* must be positive"),
-        ({"pretrained": "yes"}, r"model\.image\.pretrained='yes' must be true or false"),
+        ({"pretrained": 1}, r"model\.image\.pretrained=1 must be true or false or a text"),
         ({"options": {"img_size": 3}}, r"model\.image\.options\.img_size is set by the project"),
     ],
 )

@@ -1,10 +1,12 @@
 """`vlm VERB`: finds the verb and hands over; a verb's imports cost nothing until it is called."""
 
 import importlib
+import keyword
 import sys
 
 VERBS = {
     "evaluate": "score a run or a checkpoint and write a report",
+    "import": "make a model of open_clip or transformers into a checkpoint",
     "shards": "pack, index, check, preview, bench shards; toy shards",
 }
 
@@ -26,7 +28,8 @@ def main() -> None:
     if verb not in VERBS:
         sys.exit(f"vlm: no verb {verb!r}; there are {', '.join(VERBS)}")
     sys.argv = [sys.argv[0], *sys.argv[2:]]
-    importlib.import_module(f"vlm.cli.{verb}").main()
+    module = f"{verb}_" if keyword.iskeyword(verb) else verb
+    importlib.import_module(f"vlm.cli.{module}").main()
 
 
 if __name__ == "__main__":

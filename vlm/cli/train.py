@@ -39,6 +39,8 @@ def train_from(values: dict[str, Any]) -> Path:
             folder=Path(values["paths"]["runs"]) / values["run"]["name"],
             resume=values["run"]["resume"],
             seed=values["run"]["seed"],
+            init_from=values["init_from"],
+            resize_positions=values["resize_positions"],
             model=ModelSpec.from_mapping(values["model"], key="model"),
             evaluators=build_evaluators(values["suite"]),
             loggers=build_loggers(values["logger"]),

@@ -69,6 +69,15 @@ class Tokenizer:
         """Ids of one text with its special tokens, at most `context_length`."""
         return list(self._tokenizer.encode(text).ids)
 
+    def id_of(self, token: str) -> int | None:
+        """The id of a token by its name, special ones included; None where there is no such token."""
+        return self._tokenizer.token_to_id(token)
+
+    def with_context_length(self, context_length: int) -> "Tokenizer":
+        """The same tokenizer with rows of another length."""
+        copy = tokenizers.Tokenizer.from_str(self._tokenizer.to_str())
+        return Tokenizer(copy, context_length=context_length)
+
     def decode(self, ids: Sequence[int]) -> str:
         """The text of ids up to their end of text, as far as normalisation kept it."""
         ids = list(ids)
@@ -203,6 +212,19 @@ def from_transformers(name: str | Path, *, context_length: int) -> Tokenizer:
     tokenizer = getattr(wrapped, "backend_tokenizer", None)
     if not isinstance(tokenizer, tokenizers.Tokenizer):
         raise ConfigError(f"{_KEY}.name={str(name)!r} has no fast tokenizer; choose one that has")
+    return Tokenizer(tokenizer, context_length=context_length)
+
+
+def from_json(path: Path, *, context_length: int) -> Tokenizer:
+    """The tokenizer in a `tokenizer.json` of the `tokenizers` library.
+
+    Raises:
+        ConfigError: the file is unreadable or marks no end of text.
+    """
+    try:
+        tokenizer = tokenizers.Tokenizer.from_str(path.read_text(encoding="utf-8"))
+    except Exception as error:  # the library raises nothing more special
+        raise ConfigError(f"{path} is no tokenizer file: {error}") from error
     return Tokenizer(tokenizer, context_length=context_length)
 
 

@@ -28,7 +28,9 @@ from torch import Tensor, nn
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer
 from vlm.errors import CheckpointError, ConfigError
+from vlm.inference.contradictions import carried, require_carried
 from vlm.models import ModelSpec
+from vlm.models.state_dict import require_fit
 
 FORMAT = 1
 WEIGHTS = "model.safetensors"
@@ -70,7 +72,7 @@ def save_model(
     whole = {
         name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in weights.items()
     }
-    save_file(whole, folder / WEIGHTS)
+    save_file(whole, folder / WEIGHTS, metadata=carried(spec))
     tokenizer.save(folder / TOKENIZER)
     _write_json(folder / CONFIG, dict(config))
     description = {
@@ -118,12 +120,14 @@ def read_description(checkpoint: Path) -> Description:
                 f"{path} has format {content['format']}, this version of vlm reads {FORMAT}; "
                 f"it was written by vlm {content.get('versions', {}).get('vlm', 'of unknown version')}"
             )
-        return Description(
+        description = Description(
             step=content["step"],
             model=ModelSpec.from_mapping(content["model"], key="model"),
             preprocess=Preprocess.from_mapping(content["preprocess"], key="preprocess"),
             versions=content["versions"],
         )
+        require_carried(checkpoint / WEIGHTS, description.model, where=path)
+        return description
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, ConfigError) as error:
@@ -156,33 +160,15 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
         where: what the weights came from, for the message.
 
     Raises:
-        CheckpointError: listing names that are missing, unknown or of another shape.
+        CheckpointError: with a table of the names that are missing, unknown or of another shape.
     """
-    own = model.state_dict()
-    reshaped = {
-        f"{name} {tuple(weights[name].shape)} for {tuple(own[name].shape)}"
-        for name in own.keys() & weights.keys()
-        if own[name].shape != weights[name].shape
-    }
-    problems = {
-        "missing": own.keys() - weights.keys(),
-        "not in the model": weights.keys() - own.keys(),
-        "of another shape": reshaped,
-    }
-    if any(problems.values()):
-        listed = "; ".join(f"{title}: {_listed(names)}" for title, names in problems.items() if names)
-        raise CheckpointError(f"the weights of {where} do not fit the model: {listed}")
+    require_fit(model.state_dict(), weights, where=where)
     model.load_state_dict(dict(weights))
 
 
 def versions() -> dict[str, str]:
     """Versions of the packages that a model's numbers depend on."""
     return {name: importlib.metadata.version(name) for name in ("vlm", "torch", "timm")}
-
-
-def _listed(names: set[str]) -> str:
-    shown = ", ".join(sorted(names)[:NAMES_SHOWN])
-    return shown + (f" and {len(names) - NAMES_SHOWN} more" if len(names) > NAMES_SHOWN else "")
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -1,7 +1,8 @@
 """Towers, the dual encoder of two of them, and their descriptions as plain data."""
 
-from vlm.models.dual_encoder import DualEncoder, build_model
+from vlm.models.dual_encoder import DualEncoder, build_model, described, try_pretrained
 from vlm.models.spec import (
+    Activation,
     BagOfWordsSpec,
     CausalTextSpec,
     ImageTowerSpec,
@@ -11,6 +12,7 @@ from vlm.models.spec import (
 )
 
 __all__ = [
+    "Activation",
     "BagOfWordsSpec",
     "CausalTextSpec",
     "DualEncoder",
@@ -19,4 +21,6 @@ __all__ = [
     "TextTowerSpec",
     "TransformersTextSpec",
     "build_model",
+    "described",
+    "try_pretrained",
 ]

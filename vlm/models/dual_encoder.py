@@ -20,12 +20,15 @@ class DualEncoder(nn.Module):
     the same parameters on any machine, with new values. `logit_scale` is the logarithm of the multiplier on
     the cosine.
 
+    Args:
+        resize_positions: whether pretrained positional embeddings of another size may be resized.
+
     Source: arXiv:2103.00020, figure 3.
     """
 
-    def __init__(self, spec: ModelSpec) -> None:
+    def __init__(self, spec: ModelSpec, *, resize_positions: bool = False) -> None:
         super().__init__()
-        self.image = TimmTower(spec.image)
+        self.image = TimmTower(spec.image, resize_positions=resize_positions)
         self.text = _build_text_tower(spec.text)
         image_spec = dataclasses.replace(spec.image, pretrained=False)
         self.spec = dataclasses.replace(spec, image=image_spec, text=self.text.spec)
@@ -49,13 +52,38 @@ class DualEncoder(nn.Module):
         return _unit_length(self.text_projection(self.text(text)))
 
 
-def build_model(spec: ModelSpec) -> DualEncoder:
+def build_model(spec: ModelSpec, *, resize_positions: bool = False) -> DualEncoder:
     """Build the model that `spec` describes, on torch's default device, newly initialised or pretrained.
+
+    Args:
+        resize_positions: whether pretrained positional embeddings of another size may be resized.
+
+    Raises:
+        ConfigError: naming the key that a tower cannot be built from.
+        CheckpointError: the file of pretrained weights is damaged or of another model.
+    """
+    return DualEncoder(spec, resize_positions=resize_positions)
+
+
+def described(spec: ModelSpec) -> DualEncoder:
+    """The model without memory for its weights: its names, shapes and complete description.
 
     Raises:
         ConfigError: naming the key that a tower cannot be built from.
     """
-    return DualEncoder(spec)
+    with torch.device("meta"):
+        return DualEncoder(spec.without_pretrained())
+
+
+def try_pretrained(spec: ModelSpec, *, resize_positions: bool) -> None:
+    """Read a file of image weights without keeping them, to say at once where it does not fit.
+
+    Raises:
+        ConfigError, CheckpointError: as `build_model` does.
+    """
+    if isinstance(spec.image.pretrained, str):
+        with torch.device("meta"):
+            TimmTower(spec.image, resize_positions=resize_positions)
 
 
 def _build_text_tower(spec: TextTowerSpec) -> TextTower:

@@ -1,5 +1,6 @@
 """Any timm model as an image tower."""
 
+import dataclasses
 import difflib
 from typing import Any, cast
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from vlm.errors import ConfigError
 from vlm.models.spec import ImageTowerSpec
+from vlm.models.timm_weights import check_hub_weights, load_timm_checkpoint
 
 
 class TimmTower(nn.Module):
@@ -18,17 +20,22 @@ class TimmTower(nn.Module):
     Normalising here, on the device, keeps the pixels a quarter as large until then, and the mean and the
     deviation in the model's description.
 
+    Args:
+        resize_positions: whether pretrained positional embeddings of another size may be resized.
+
     Raises:
-        ConfigError: timm does not know the name, refuses an option or cannot take the image size.
+        ConfigError: timm does not know the name, refuses an option or cannot take the image size; or
+            pretrained weights contradict the spec.
+        CheckpointError: the file of pretrained weights is damaged or of another model.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: ImageTowerSpec) -> None:
+    def __init__(self, spec: ImageTowerSpec, *, resize_positions: bool = False) -> None:
         super().__init__()
         # Convolutions run faster on pixel-major memory (1.5 times for a RegNet on a CPU); a ViT has one only.
-        self.trunk = _create(spec).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.trunk = _pretrained(spec, resize_positions).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _check_patches(self.trunk, spec)
         self.width = _feature_width(self.trunk, spec)
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
@@ -41,29 +48,46 @@ class TimmTower(nn.Module):
         return cast(Tensor, self.trunk(image.contiguous(memory_format=torch.channels_last)))
 
 
-def _create(spec: ImageTowerSpec) -> nn.Module:
+def _pretrained(spec: ImageTowerSpec, resize_positions: bool) -> nn.Module:
+    """The trunk, with timm's weights or those of a file where the spec asks for them."""
+    if spec.pretrained is True:
+        with torch.device("meta"):
+            check_hub_weights(
+                _create(spec, pretrained=False),
+                _create(dataclasses.replace(spec, options={}), pretrained=False),
+                spec,
+                resize_positions=resize_positions,
+            )
+        return _create(spec, pretrained=True)
+    trunk = _create(spec, pretrained=False)
+    if isinstance(spec.pretrained, str):
+        load_timm_checkpoint(trunk, spec, resize_positions=resize_positions)
+    return trunk
+
+
+def _create(spec: ImageTowerSpec, *, pretrained: bool) -> nn.Module:
     if not timm.is_model(spec.name):
         near = difflib.get_close_matches(spec.name, timm.list_models(), n=3)
         hint = f"; near it are {', '.join(near)}" if near else ""
         raise ConfigError(f"model.image.name={spec.name!r} is no model of timm {timm.__version__}{hint}")
     try:
         try:
-            return _create_timm(spec, img_size=spec.image_size)
+            return _create_timm(spec, pretrained, img_size=spec.image_size)
         except TypeError as error:
             if "img_size" not in str(error):
                 raise
-            return _create_timm(spec)  # fully convolutional families have no such argument
+            return _create_timm(spec, pretrained)  # fully convolutional families have no such argument
     except Exception as error:
         # timm has no error class of its own: what a family refuses surfaces as any built-in exception.
         raise ConfigError(
             f"timm cannot build model.image.name={spec.name!r} with image_size={spec.image_size}, "
-            f"pretrained={str(spec.pretrained).lower()} and model.image.options={dict(spec.options)}: {error}"
+            f"pretrained={str(pretrained).lower()} and model.image.options={dict(spec.options)}: {error}"
         ) from error
 
 
-def _create_timm(spec: ImageTowerSpec, **size: int) -> nn.Module:
+def _create_timm(spec: ImageTowerSpec, pretrained: bool, **size: int) -> nn.Module:
     arguments: dict[str, Any] = {**spec.options, **size}
-    return timm.create_model(spec.name, pretrained=spec.pretrained, num_classes=0, **arguments)
+    return timm.create_model(spec.name, pretrained=pretrained, num_classes=0, **arguments)
 
 
 def _check_patches(trunk: nn.Module, spec: ImageTowerSpec) -> None:

@@ -14,6 +14,7 @@ from vlm.errors import ConfigError
 from vlm.schema import from_mapping
 
 T = TypeVar("T")
+Activation: TypeAlias = Literal["gelu", "quick_gelu", "gelu_tanh"]
 
 _RESERVED_IMAGE_OPTIONS = frozenset({"model_name", "pretrained", "num_classes", "img_size", "in_chans"})
 
@@ -28,8 +29,8 @@ class ImageTowerSpec:
     mean: tuple[float, float, float]
     """Of red, green and blue in [0, 1]."""
     std: tuple[float, float, float]
-    pretrained: bool
-    """Start from timm's weights, downloaded when first used."""
+    pretrained: bool | str
+    """true: start from timm's weights, downloaded when first used; a text: from this file or folder."""
     options: Mapping[str, Any]
     """Further arguments of `timm.create_model`: patch_size, depth, drop_path_rate and the like."""
 
@@ -56,7 +57,7 @@ class CausalTextSpec:
     width: int
     layers: int
     heads: int
-    activation: Literal["gelu", "quick_gelu"]
+    activation: Activation
 
     def __post_init__(self) -> None:
         _check_tokens(self)
@@ -94,8 +95,12 @@ class TransformersTextSpec:
     Not read when `options` has a `model_type`: the options are then the whole configuration.
     """
     pretrained: bool
-    pooling: Literal["eot", "cls", "mean"]
-    """The vector of the end-of-text token, of the first token, or the mean over the text's tokens."""
+    pooling: Literal["eot", "cls", "mean", "last"]
+    """The vector of the end-of-text token, of the first token, or the mean over the text's tokens.
+
+    `last` is SigLIP's: rows are filled with `options.pad_token_id` up to the context length, the encoder
+    reads all of it, and the last position goes through the encoder's own head.
+    """
     context_length: int
     vocab_size: int | None
     eot_id: int | None
@@ -158,6 +163,13 @@ class ModelSpec:
         values = dataclasses.asdict(self)
         values["image"] |= {"mean": list(self.image.mean), "std": list(self.image.std)}
         return values
+
+    def without_pretrained(self) -> "ModelSpec":
+        """The same model, newly initialised."""
+        text = self.text
+        if isinstance(text, TransformersTextSpec):
+            text = dataclasses.replace(text, pretrained=False)
+        return dataclasses.replace(self, image=dataclasses.replace(self.image, pretrained=False), text=text)
 
     def with_tokenizer(self, *, vocab_size: int, eot_id: int) -> "ModelSpec":
         """The same spec with what was left to the tokenizer filled in.

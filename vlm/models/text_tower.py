@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm.errors import ConfigError
-from vlm.models.spec import BagOfWordsSpec, CausalTextSpec, TextTowerSpec
+from vlm.models.spec import Activation, BagOfWordsSpec, CausalTextSpec, TextTowerSpec
 
 
 def token_mask(text: Int64[Tensor, "b l"], *, eot_id: int) -> Bool[Tensor, "b l"]:
@@ -181,8 +181,14 @@ class BagOfWords(TextTower):
         return self.ln_final(x + self.mlp(self.ln_1(x)))  # type: ignore[no-any-return]
 
 
-def _activation(name: str) -> nn.Module:
-    return QuickGELU() if name == "quick_gelu" else nn.GELU()
+def _activation(name: Activation) -> nn.Module:
+    match name:
+        case "quick_gelu":
+            return QuickGELU()
+        case "gelu_tanh":
+            return nn.GELU(approximate="tanh")
+        case "gelu":
+            return nn.GELU()
 
 
 def _initialise_linear(linear: nn.Linear, *, std: float) -> None:

@@ -4,8 +4,9 @@ import dataclasses
 from typing import Any, cast
 
 import transformers
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
+from torch.nn import functional as F
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 
 from vlm.errors import ConfigError
@@ -26,8 +27,14 @@ class TransformersTower(TextTower):
 
     def __init__(self, spec: TransformersTextSpec) -> None:
         config = _read_config(spec)
+        if spec.pooling == "last" and not hasattr(config, "projection_size"):
+            raise ConfigError(
+                f"model.text.pooling=last reads the text encoder of SigLIP (siglip_text_model); "
+                f"for {config.model_type} use eot, cls or mean"
+            )
         resolved = dataclasses.replace(spec, pretrained=False, options=_plain(config))
-        super().__init__(resolved, width=int(config.hidden_size))
+        width = config.projection_size if spec.pooling == "last" else config.hidden_size
+        super().__init__(resolved, width=int(width))
         _require_at_least(config, "vocab_size", self.vocab_size, "model.text.vocab_size")
         _require_at_least(config, "max_position_embeddings", spec.context_length, "model.text.context_length")
         self.pooling = spec.pooling
@@ -35,10 +42,18 @@ class TransformersTower(TextTower):
 
     def forward(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         mask = self.read_mask(text)
+        if self.pooling == "last":
+            return cast(Tensor, self.encoder(input_ids=self._filled(text, mask)).pooler_output)
         hidden = self.encoder(input_ids=text, attention_mask=mask.long()).last_hidden_state
         if self.pooling == "cls":
             return cast(Tensor, hidden[:, 0])
         return at_end_of_text(hidden, mask) if self.pooling == "eot" else mean_over_text(hidden, mask)
+
+    def _filled(self, text: Int64[Tensor, "b l"], mask: Bool[Tensor, "b l"]) -> Int64[Tensor, "b context"]:
+        """Rows with the encoder's padding behind their end of text, up to the context length."""
+        padding = int(self.encoder.config.pad_token_id)  # type: ignore[union-attr, arg-type]
+        filled = text.masked_fill(~mask, padding)
+        return F.pad(filled, (0, self.spec.context_length - text.shape[1]), value=padding)
 
 
 def _read_config(spec: TransformersTextSpec) -> Any:
@@ -79,14 +94,13 @@ def _plain(config: Any) -> dict[str, Any]:
 
 
 def _create(spec: TransformersTextSpec, config: Any) -> nn.Module:
-    # Encoder-decoders such as T5 have a class of their encoder alone; the others only the general one.
-    has_text_class = type(config) in transformers.AutoModelForTextEncoding._model_mapping
-    auto: Any = transformers.AutoModelForTextEncoding if has_text_class else transformers.AutoModel
     try:
         if spec.pretrained:
-            encoder = auto.from_pretrained(spec.name, config=config, dtype="float32")
+            encoder = _class(config).from_pretrained(spec.name, config=config, dtype="float32")
         else:
-            encoder = auto.from_config(config, dtype="float32")
+            made_by = _class(config)
+            from_config = made_by._from_config if hasattr(made_by, "_from_config") else made_by.from_config
+            encoder = from_config(config, dtype="float32")
     except Exception as error:
         # The architectures refuse values with whatever their layers raise.
         raise ConfigError(
@@ -94,9 +108,20 @@ def _create(spec: TransformersTextSpec, config: Any) -> nn.Module:
             f"pretrained={str(spec.pretrained).lower()} and model.text.options={dict(spec.options)}: "
             f"{_first_line(error)}"
         ) from error
-    if getattr(encoder, "pooler", None) is not None:
-        encoder.pooler = None  # its weights would get no gradient, which data-parallel training refuses
+    for unused in ("pooler",) if spec.pooling == "last" else ("pooler", "head"):
+        if getattr(encoder, unused, None) is not None:
+            # Its weights would get no gradient, which data-parallel training refuses.
+            setattr(encoder, unused, None)
     return cast(nn.Module, encoder.train())
+
+
+def _class(config: Any) -> Any:
+    """What builds the encoder of a configuration."""
+    if type(config) is transformers.SiglipTextConfig:
+        return transformers.SiglipTextModel  # in none of the lists below
+    # Encoder-decoders such as T5 have a class of their encoder alone; the others only the general one.
+    has_text_class = type(config) in transformers.AutoModelForTextEncoding._model_mapping
+    return transformers.AutoModelForTextEncoding if has_text_class else transformers.AutoModel
 
 
 def _require_at_least(config: Any, name: str, needed: int, what: str) -> None:

@@ -14,6 +14,7 @@ from vlm.errors import ConfigError
 from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import Objective
 from vlm.training.checkpoint import load_optimizer, load_step, load_weights_into
+from vlm.training.init_from import InitFrom
 from vlm.training.optimizer import AdamW
 from vlm.training.schedule import CosineSchedule
 from vlm.types import Batch, StepOutput
@@ -30,6 +31,8 @@ class TrainingModule(L.LightningModule):
         max_steps: length of the run in optimizer steps, for the schedule.
         gradient_clip: largest allowed norm of the whole gradient; None leaves it as it is.
         resume_from: checkpoint folder to take weights, moments and step from.
+        init_from: checkpoint to take weights alone from.
+        resize_positions: whether positional embeddings of pretrained weights may be resized.
     """
 
     def __init__(
@@ -43,6 +46,8 @@ class TrainingModule(L.LightningModule):
         gradient_clip: float | None,
         seed: int,
         resume_from: Path | None,
+        init_from: InitFrom | None,
+        resize_positions: bool,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -54,6 +59,8 @@ class TrainingModule(L.LightningModule):
         self.gradient_clip = gradient_clip
         self.seed = seed
         self.resume_from = resume_from
+        self.init_from = init_from
+        self.resize_positions = resize_positions
         self.step = 0 if resume_from is None else load_step(resume_from)
         self.model: DualEncoder | None = None
 
@@ -61,9 +68,13 @@ class TrainingModule(L.LightningModule):
         if self.model is not None:
             return
         torch.manual_seed(_seed(self.seed, "weights"))
-        self.model = build_model(self.spec)
+        starts_elsewhere = self.resume_from is not None or self.init_from is not None
+        spec = self.spec.without_pretrained() if starts_elsewhere else self.spec
+        self.model = build_model(spec, resize_positions=self.resize_positions)
         if self.resume_from is not None:
             load_weights_into(self.model, self.resume_from)
+        elif self.init_from is not None:
+            self.init_from.load_into(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         optimizer = self.optimizer_recipe.build(self.towers)

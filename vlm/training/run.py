@@ -18,11 +18,12 @@ from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
 from vlm.distributed import is_main_process
 from vlm.errors import CheckpointError, ConfigError
 from vlm.evaluation import Evaluator
-from vlm.inference import TOKENIZER, Loaded, latest_checkpoint, read_config
-from vlm.models import ModelSpec, TransformersTextSpec, build_model
+from vlm.inference import TOKENIZER, Loaded, latest_checkpoint, read_config, read_description
+from vlm.models import ModelSpec, described, try_pretrained
 from vlm.objectives import Objective
 from vlm.training.broken import BrokenSamples
 from vlm.training.callbacks import Checkpoint, Evaluate, StepLog, TimedLoader
+from vlm.training.init_from import InitFrom
 from vlm.training.module import TrainingModule
 from vlm.training.optimizer import AdamW
 from vlm.training.schedule import CosineSchedule
@@ -32,6 +33,8 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = (
     "run.name",
     "run.resume",
+    "init_from",
+    "resize_positions",
     "paths",
     "make_data",
     "data.num_workers",
@@ -147,12 +150,16 @@ class Run:
     """Everything a training run needs, built and checked.
 
     Args:
+        init_from: run or checkpoint whose weights a new run starts with.
+        resize_positions: whether positional embeddings of these, or of pretrained weights, may be resized.
         config: the resolved configuration, plain data, kept with every checkpoint.
     """
 
     folder: Path
     resume: bool
     seed: int
+    init_from: str | None
+    resize_positions: bool
     make_data: DataMaker | None
     data: TrainData
     tokenizer: TokenizerRecipe
@@ -181,8 +188,9 @@ def train(run: Run) -> Path:
     run.data.check_world_size(trainer.world_size)
     start = _starting_point(run)
     _check_sizes(run)
-    data, tokenizer = _prepare(run, start)
-    spec = run.model.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+    init = _initial_weights(run, start)
+    data, tokenizer = _prepare(run, start, init)
+    spec = _spec(run, tokenizer, start, init)
     module = TrainingModule(
         spec,
         run.objective,
@@ -192,6 +200,8 @@ def train(run: Run) -> Path:
         gradient_clip=run.trainer.gradient_clip,
         seed=run.seed,
         resume_from=start,
+        init_from=init,
+        resize_positions=run.resize_positions,
     )
     if module.step >= run.trainer.max_steps:
         log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
@@ -264,6 +274,37 @@ def _starting_point(run: Run) -> Path | None:
     return start
 
 
+def _initial_weights(run: Run, start: Path | None) -> InitFrom | None:
+    """Where a new run takes its weights from; a resumed one goes on with its own."""
+    if run.init_from is None:
+        return None
+    if start is not None:
+        if is_main_process():
+            log.info("going on from %s; init_from=%s is where the run began", start, run.init_from)
+        return None
+    if run.model != run.model.without_pretrained():
+        raise ConfigError(
+            f"init_from={run.init_from} and model.image.pretrained or model.text.pretrained both say where "
+            "weights come from; set pretrained=false"
+        )
+    init = InitFrom(run.init_from, resize_positions=run.resize_positions)
+    if is_main_process():
+        log.info(
+            "weights and tokenizer of %s, at step 0 with a new optimizer; the key tokenizer is not used",
+            init.checkpoint,
+        )
+    return init
+
+
+def _spec(run: Run, tokenizer: Tokenizer, start: Path | None, init: InitFrom | None) -> ModelSpec:
+    """The model with the tokenizer's vocabulary, or the larger one of the weights that it starts with."""
+    spec, origin = run.model, init.checkpoint if init else start
+    if origin is not None and spec.text.vocab_size is None:
+        vocab_size = read_description(origin).model.text.vocab_size
+        spec = dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocab_size=vocab_size))
+    return spec.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+
+
 def _check_unchanged(run: Run, before: Mapping[str, Any]) -> None:
     """Refuse to resume with another model, objective, schedule or order of samples."""
     old, new = _fixed(before), _fixed(run.config)
@@ -313,19 +354,10 @@ def _check_sizes(run: Run) -> None:
         )
 
 
-def _try_towers(spec: ModelSpec) -> None:
-    """Build the towers without memory for their weights, to say at once what they refuse."""
-    image, text = dataclasses.replace(spec.image, pretrained=False), spec.text
-    if isinstance(text, TransformersTextSpec):
-        text = dataclasses.replace(text, pretrained=False)
-    with torch.device("meta"):
-        build_model(dataclasses.replace(spec, image=image, text=text))
-
-
-def _prepare(run: Run, start: Path | None) -> tuple[TrainSet, Tokenizer]:
+def _prepare(run: Run, start: Path | None, init: InitFrom | None) -> tuple[TrainSet, Tokenizer]:
     """Shards, index and tokenizer: made by the first rank, which then writes `config.json`; read by all.
 
-    A resumed run keeps the tokenizer of its checkpoint.
+    A resumed run keeps the tokenizer of its checkpoint, and so does one that starts with its weights.
 
     Process groups do not exist yet, so the other ranks wait for that file. A preparation that fails leaves
     the folder as it was.
@@ -335,10 +367,20 @@ def _prepare(run: Run, start: Path | None) -> tuple[TrainSet, Tokenizer]:
         if run.make_data is not None:
             run.make_data.make()
         data = run.data.open()
-        built = Tokenizer.load(start / TOKENIZER) if start else run.tokenizer.build(data.captions)
+        if start is not None:
+            built = Tokenizer.load(start / TOKENIZER)
+        elif init is not None:
+            built = init.tokenizer(run.tokenizer.context_length)
+        else:
+            built = run.tokenizer.build(data.captions)
         for evaluator in run.evaluators.values():
             evaluator.check()
-        _try_towers(run.model.with_tokenizer(vocab_size=built.vocab_size, eot_id=built.eot_id))
+        spec = _spec(run, built, start, init)
+        described(spec)
+        if start is None:
+            try_pretrained(spec, resize_positions=run.resize_positions)
+        if init is not None:
+            init.check(spec, run.data.preprocess)
         run.folder.mkdir(parents=True, exist_ok=True)
         draft = tokenizer.with_suffix(".tmp")
         built.save(draft)

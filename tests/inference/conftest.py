@@ -1,0 +1,1 @@
+import vlm  # noqa: F401  before transformers, which imports torchvision

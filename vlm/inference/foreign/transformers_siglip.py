@@ -1,0 +1,99 @@
+"""`SiglipModel` of transformers: its text encoder as it is, its image tower as timm's."""
+
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from vlm.errors import CheckpointError
+from vlm.inference.foreign import transformers_folder as folder_of
+from vlm.inference.foreign.facts import Facts, Foreign
+from vlm.inference.foreign.names import renamed, with_joined_qkv
+from vlm.inference.foreign.vit import siglip_vit
+from vlm.models import ModelSpec, TransformersTextSpec
+
+_EPSILON = 1e-6
+_TEXT = "siglip_text_model"
+
+_POOL = "image.trunk.attn_pool"
+_RULES = (
+    *folder_of.IMAGE_LAYERS,
+    (r"vision_model\.head\.probe", rf"{_POOL}.latent"),
+    (r"vision_model\.head\.attention\.out_proj\.(.+)", rf"{_POOL}.proj.\1"),
+    (r"vision_model\.head\.attention\.(q|kv)\.(.+)", rf"{_POOL}.\1.\2"),
+    (r"vision_model\.head\.layernorm\.(.+)", rf"{_POOL}.norm.\1"),
+    (r"vision_model\.head\.mlp\.(.+)", rf"{_POOL}.mlp.\1"),
+    (r"text_model\.(.+)", r"text.encoder.\1"),
+)
+
+
+def read(source: Path, facts: Facts) -> Foreign:
+    """A folder with `model_type` siglip, of fixed image size.
+
+    SigLIP projects neither tower's vector, so the projections of this project are the identity. Its bias on
+    the logits changes neither features nor their order, and is only written down.
+
+    Raises:
+        ConfigError: the folder leaves something open, or contradicts the keys.
+        CheckpointError: a file is unreadable, or the model has parts that the towers of this project lack.
+    """
+    config = folder_of.read_config(source, "siglip")
+    image, text = config.vision_config, config.text_config
+    folder_of.require_epsilon(image, _EPSILON, facts)
+    if not getattr(image, "vision_use_head", True) or text.projection_size != image.hidden_size:
+        raise CheckpointError(
+            f"{source} has no attention pooling, or a text vector of {text.projection_size} numbers beside "
+            f"an image vector of {image.hidden_size}; it cannot be imported"
+        )
+    image_activation = folder_of.activation(image, facts, tower="image tower")
+    folder_of.activation(text, facts, tower="text tower")
+    settled = folder_of.preprocessing(source, facts, image_size=image.image_size)
+    weights = folder_of.read_weights(source)
+    not_kept = {"logit_bias": weights.pop("logit_bias").item()}
+    spec = ModelSpec(
+        embed_dim=image.hidden_size,
+        init_logit_scale=weights["logit_scale"].exp().item(),
+        image=siglip_vit(
+            image_size=image.image_size,
+            patch_size=image.patch_size,
+            width=image.hidden_size,
+            layers=image.num_hidden_layers,
+            heads=image.num_attention_heads,
+            mlp_width=image.intermediate_size,
+            activation=image_activation,
+            mean=settled["mean"],
+            std=settled["std"],
+        ),
+        text=TransformersTextSpec(
+            name=_TEXT,
+            pretrained=False,
+            pooling="last",
+            context_length=text.max_position_embeddings,
+            vocab_size=text.vocab_size,
+            eot_id=None,
+            options={**text.to_diff_dict(), "model_type": _TEXT},
+        ),
+    )
+    return Foreign(
+        kind="transformers SiglipModel",
+        weights=_converted(weights, width=image.hidden_size),
+        spec=spec,
+        preprocess=facts.preprocess(settled, image_size=image.image_size),
+        eot_id="any",
+        pad_token=folder_of.pad_token(source),
+        not_kept=not_kept,
+    )
+
+
+def _converted(weights: dict[str, Tensor], *, width: int) -> dict[str, Tensor]:
+    attention = "vision_model.head.attention"
+    for kind in ("weight", "bias"):
+        query, key_and_value = torch.split(weights.pop(f"{attention}.in_proj_{kind}"), [width, 2 * width])
+        weights |= {f"{attention}.q.{kind}": query, f"{attention}.kv.{kind}": key_and_value}
+    text = {name: value for name, value in weights.items() if name.startswith("text_model.")}
+    rest = {name: value for name, value in weights.items() if name not in text}
+    converted = renamed({**with_joined_qkv(rest), **text}, _RULES)
+    converted["image.trunk.pos_embed"] = converted["image.trunk.pos_embed"][None]
+    converted["logit_scale"] = converted["logit_scale"].reshape(1)
+    identity = torch.eye(width)
+    return converted | {"image_projection.weight": identity, "text_projection.weight": identity.clone()}
