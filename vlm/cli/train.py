@@ -38,6 +38,7 @@ def train_from(values: dict[str, Any]) -> Path:
         Run(
             folder=Path(values["paths"]["runs"]) / values["run"]["name"],
             resume=values["run"]["resume"],
+            accept_changes=values["run"]["accept_changes"],
             seed=values["run"]["seed"],
             model=ModelSpec.from_mapping(values["model"], key="model"),
             evaluators=build_evaluators(values["suite"]),
