@@ -1,8 +1,11 @@
-"""Every error a user can cause. The command line prints the message alone and exits with code 1."""
+"""Every error a user can cause. The command line prints the message alone and exits with its code."""
 
 
 class VlmError(Exception):
     """Root of the errors that carry a message for the user: what was found, expected, and what to change."""
+
+    exit_code = 1
+    """What the command line exits with."""
 
 
 class ConfigError(VlmError):
@@ -15,6 +18,17 @@ class DataError(VlmError):
 
 class CheckpointError(VlmError):
     """A checkpoint is missing, incomplete or does not fit what it is loaded into."""
+
+
+class TrainingError(VlmError):
+    """Training cannot go on: its numbers are not finite any more."""
+
+
+class StoppedError(VlmError):
+    """A signal ended the run after a checkpoint; it can be resumed."""
+
+    exit_code = 75
+    """EX_TEMPFAIL of sysexits.h: try again later."""
 
 
 class DistributedError(VlmError):

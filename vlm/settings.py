@@ -35,6 +35,7 @@ class RunSettings:
 
     name: str = MISSING
     resume: bool = MISSING
+    accept_changes: list[str] = MISSING
     seed: int = MISSING
 
 

@@ -69,7 +69,7 @@ def test_a_folder_without_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
     [
         ("model.json", b"{", "not the description"),
         ("model.json", b"[1]", "not the description"),
-        ("model.json", b'{"format": 99}', "format 99, this version of vlm reads 1"),
+        ("model.json", b'{"format": 99}', "format 99, this version of vlm reads 2"),
         ("model.json", b'{"format": 1, "step": 1}', "not the description"),
         ("model.safetensors", b"\x80\x04torn", "incomplete"),
         ("model.safetensors", None, "incomplete"),

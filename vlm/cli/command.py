@@ -29,7 +29,8 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             try:
                 function(config)
             except (VlmError, OSError) as error:
-                sys.exit(f"{type(error).__name__}: {error}")
+                _report(error)
+                sys.exit(getattr(error, "exit_code", 1))
             except KeyboardInterrupt:
                 sys.exit(130)
 
@@ -44,6 +45,14 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
         return main
 
     return decorate
+
+
+def _report(error: Exception) -> None:
+    """One line, from one rank: the others have the same to say."""
+    from vlm.distributed import is_main_process  # imports torch
+
+    if is_main_process():
+        print(f"{type(error).__name__}: {error}", file=sys.stderr)
 
 
 def quote_value(argument: str) -> str:

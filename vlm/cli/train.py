@@ -38,6 +38,7 @@ def train_from(values: dict[str, Any]) -> Path:
         Run(
             folder=Path(values["paths"]["runs"]) / values["run"]["name"],
             resume=values["run"]["resume"],
+            accept_changes=values["run"]["accept_changes"],
             seed=values["run"]["seed"],
             init_from=values["init_from"],
             resize_positions=values["resize_positions"],

@@ -1,9 +1,11 @@
 """A set of shards as one long row of samples."""
 
+import hashlib
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 from numpy import ndarray
@@ -50,6 +52,13 @@ class ShardSet:
     def num_samples(self) -> int:
         """Samples of all shards together."""
         return sum(self.sizes)
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """Counts, and a digest of file names and counts in their order; the folder does not matter."""
+        named = [[url.rpartition("/")[2], size] for url, size in zip(self.urls, self.sizes, strict=True)]
+        digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()
+        return {"shards": len(self.urls), "samples": self.num_samples, "sha256": digest}
 
     def locate(self, row: int) -> tuple[int, int]:
         """Shard of a row of the whole set, and its row within the shard."""

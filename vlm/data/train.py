@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any
 
 from vlm.data.cache import ShardCache
 from vlm.data.loader import OrderedSource, Tokenize, TrainBatches
@@ -74,7 +75,7 @@ class TrainData:
         if self.num_workers and self.stream_groups % self.num_workers:
             raise ConfigError(
                 f"data.num_workers={self.num_workers} does not divide data.stream_groups="
-                f"{self.stream_groups}; use {_alternatives([0, *_divisors(self.stream_groups)])}"
+                f"{self.stream_groups}; use {_alternatives(self.worker_counts)}"
             )
         if self.global_batch_size % self.streams_per_group:
             raise ConfigError(
@@ -84,6 +85,11 @@ class TrainData:
         if not 0 <= self.max_broken_share <= 1:
             raise ConfigError(f"data.max_broken_share={self.max_broken_share} must be a share from 0 to 1")
         self._check_shares()
+
+    @property
+    def worker_counts(self) -> list[int]:
+        """Values that `num_workers` may have, ascending."""
+        return [0, *_divisors(self.stream_groups)]
 
     def check_world_size(self, world_size: int) -> None:
         """Check that every rank gets the same number of streams.
@@ -170,6 +176,11 @@ class TrainSet:
     def batches_per_epoch(self) -> int:
         """Batches in an epoch of `data.train`; the other sources have epochs of their own."""
         return self._sources[0].order.batches_per_epoch
+
+    @property
+    def fingerprint(self) -> dict[str, dict[str, Any]]:
+        """What tells these shards from others, by source: names and sample counts, wherever they lie."""
+        return {source.key: source.shards.fingerprint for source in self._sources}
 
     def loader(
         self, tokenizer: Tokenize, *, start_step: int, stop_step: int, rank: int, world_size: int

@@ -1,6 +1,7 @@
 """Loader workers: items in the order of their numbers, and errors as they were raised."""
 
 import os
+import signal
 from collections.abc import Iterator
 from typing import Any, Generic, TypeVar
 
@@ -70,3 +71,7 @@ def _unchanged(item: Any) -> Any:
 def _start_worker(worker: int) -> None:
     # tokenizers warns in each forked worker unless told; one worker is one thread anyway
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+    # Ctrl-C and a scheduler's signals reach the whole process group. The training process saves and ends the
+    # run; without workers it could not finish its step.
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+        signal.signal(number, signal.SIG_IGN)

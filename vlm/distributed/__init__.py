@@ -7,10 +7,12 @@ from vlm.distributed.collectives import (
     mean_over_ranks,
     sum_over_ranks,
 )
+from vlm.distributed.control import ControlGroup
 from vlm.distributed.launch import is_main_process, process_group
 from vlm.distributed.topology import Topology
 
 __all__ = [
+    "ControlGroup",
     "Topology",
     "gather_objects",
     "gather_rows",

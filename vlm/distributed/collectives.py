@@ -10,7 +10,8 @@ from torch import Tensor
 T = TypeVar("T")
 
 
-def _alone() -> bool:
+def alone() -> bool:
+    """Whether this process has no peers."""
     return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
@@ -38,7 +39,7 @@ def gather_rows(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "n *rest"]:
     rank's loss sends to it: with losses that are averaged over ranks this is W times the global gradient
     on the owner, which data-parallel averaging divides by W.
     """
-    if _alone():
+    if alone():
         return rows
     gathered: Tensor = _GatherRows.apply(rows)  # type: ignore[no-untyped-call]
     return gathered
@@ -46,7 +47,7 @@ def gather_rows(rows: Shaped[Tensor, "b *rest"]) -> Shaped[Tensor, "n *rest"]:
 
 def gather_objects(value: T) -> list[T]:
     """Every rank's picklable value, in rank order, on every rank."""
-    if _alone():
+    if alone():
         return [value]
     out: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(out, value)
@@ -55,7 +56,7 @@ def gather_objects(value: T) -> list[T]:
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of a detached tensor over all ranks."""
-    if _alone():
+    if alone():
         return value.detach()
     total = value.detach().clone()
     dist.all_reduce(total)
@@ -64,7 +65,7 @@ def mean_over_ranks(value: Tensor) -> Tensor:
 
 def sum_over_ranks(value: Tensor) -> Tensor:
     """Sum of a detached tensor over all ranks."""
-    if _alone():
+    if alone():
         return value.detach()
     total = value.detach().clone()
     dist.all_reduce(total)
@@ -73,7 +74,7 @@ def sum_over_ranks(value: Tensor) -> Tensor:
 
 def max_over_ranks(value: Tensor) -> Tensor:
     """Largest of each element of a detached tensor over all ranks."""
-    if _alone():
+    if alone():
         return value.detach()
     largest = value.detach().clone()
     dist.all_reduce(largest, dist.ReduceOp.MAX)

@@ -3,12 +3,14 @@
 from vlm.inference.checkpoint import (
     TOKENIZER,
     Description,
+    checkpoints_of,
     latest_checkpoint,
     load_weights,
     read_config,
     read_description,
     read_weights,
     save_model,
+    verify,
     versions,
 )
 from vlm.inference.embed import Embedder, ImageEmbeddings
@@ -20,6 +22,7 @@ __all__ = [
     "Embedder",
     "ImageEmbeddings",
     "Loaded",
+    "checkpoints_of",
     "latest_checkpoint",
     "load",
     "load_weights",
@@ -27,5 +30,6 @@ __all__ = [
     "read_description",
     "read_weights",
     "save_model",
+    "verify",
     "versions",
 ]

@@ -5,18 +5,22 @@ A run keeps its checkpoints as `<run>/checkpoints/step_00000100/`:
 | file | what |
 |---|---|
 | `model.safetensors` | fp32 weights by parameter name |
-| `model.json` | format, step, description of model and preprocessing, versions; written last |
+| `model.json` | what the model is, where it comes from, and the hashes of the other files; written last |
 | `tokenizer.json` | the tokenizer |
 | `config.json` | the resolved configuration of the run, for people |
 
-Training adds the state of its optimizer beside them.
+Training adds the state of its optimizer beside them. Everything is checked when it is read: `model.json`
+against its own digest and against `config.json`, the other files against their hashes.
 """
 
+import hashlib
 import importlib.metadata
 import json
 import re
-from collections.abc import Mapping
+import subprocess
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +36,15 @@ from vlm.inference.contradictions import carried, require_carried
 from vlm.models import ModelSpec
 from vlm.models.state_dict import require_fit
 
-FORMAT = 1
+FORMAT = 2
 WEIGHTS = "model.safetensors"
 DESCRIPTION = "model.json"
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 NAMES_SHOWN = 8
+
+# A built model describes itself without these: weights are no longer fetched, a size may have been filled up.
+_SETTLED_LATER = frozenset({"pretrained", "vocab_size", "eot_id"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -48,7 +55,13 @@ class Description:
     model: ModelSpec
     preprocess: Preprocess
     versions: dict[str, str]
-    """Of the packages that wrote it."""
+    """Of the packages that wrote it, and of the project's code where it ran from a checkout."""
+    seed: int | None
+    """All the random state of a run: its numbers are drawn anew for each (seed, step, rank)."""
+    data: dict[str, Any] | None
+    """Fingerprint of the shards trained on, by source."""
+    files: dict[str, dict[str, Any]]
+    """`bytes` and `sha256` of each file of the checkpoint."""
 
 
 def save_model(
@@ -60,12 +73,16 @@ def save_model(
     tokenizer: Tokenizer,
     step: int,
     config: Mapping[str, Any],
+    seed: int | None = None,
+    data: Mapping[str, Any] | None = None,
 ) -> None:
-    """Write what `load` needs into `folder`; on one rank.
+    """Write what `load` needs into `folder`; on one rank. Files that are there already become part of it.
 
     Args:
         weights: every parameter by its name in the model, whole on this rank; written as fp32.
-        config: the resolved configuration of the run, plain data.
+        config: the resolved configuration of the run, plain data; empty for weights from elsewhere.
+        seed: of the run that made the weights.
+        data: fingerprint of what it was trained on.
     """
     folder.mkdir(parents=True, exist_ok=True)
     # Cloned, as safetensors refuses tensors that share memory: tied embeddings do.
@@ -81,8 +98,41 @@ def save_model(
         "model": spec.to_mapping(),
         "preprocess": preprocess.to_mapping(),
         "versions": versions(),
+        "seed": seed,
+        "data": data,
+        "files": {path.name: _fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
-    _write_json(folder / DESCRIPTION, description)
+    _write_json(folder / DESCRIPTION, {**description, "digest": _digest(description)})
+
+
+def verify(checkpoint: Path, names: Iterable[str] | None = None) -> None:
+    """Compare files of a checkpoint, all of them unless `names` says which, with what was written.
+
+    Raises:
+        CheckpointError: naming the first file that is missing, truncated or altered.
+    """
+    files = read_description(checkpoint).files
+    for name in files if names is None else names:
+        path, written = checkpoint / name, files.get(name)
+        if written is None:
+            raise CheckpointError(f"{checkpoint / DESCRIPTION} does not list {name}, which belongs to it")
+        if not path.is_file():
+            raise CheckpointError(f"{path} is missing; the checkpoint is incomplete")
+        size = path.stat().st_size
+        if size != written["bytes"]:
+            raise CheckpointError(f"{path} has {size} bytes, not the {written['bytes']} that were written")
+        if _sha256(path) != written["sha256"]:
+            raise CheckpointError(f"{path} was altered: its sha256 is not that of the file that was written")
+
+
+def checkpoints_of(run: Path) -> list[Path]:
+    """The checkpoints of a run folder that were written to their end, by step."""
+    found = (
+        (int(match[1]), child)
+        for child in (run / "checkpoints").glob("step_*")
+        if (match := re.fullmatch(r"step_(\d+)", child.name)) and (child / DESCRIPTION).is_file()
+    )
+    return [child for _, child in sorted(found)]
 
 
 def latest_checkpoint(path: str | Path) -> Path:
@@ -96,22 +146,22 @@ def latest_checkpoint(path: str | Path) -> Path:
         return folder
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a run folder or a checkpoint folder")
-    found = sorted(
-        (int(match[1]), child)
-        for child in (folder / "checkpoints").glob("step_*")
-        if (match := re.fullmatch(r"step_(\d+)", child.name)) and (child / DESCRIPTION).is_file()
-    )
+    found = checkpoints_of(folder)
     if not found:
         names = ", ".join(sorted(child.name for child in folder.iterdir())[:NAMES_SHOWN]) or "nothing"
         raise CheckpointError(
             f"{folder} holds no checkpoint: neither {DESCRIPTION} nor checkpoints/step_*/{DESCRIPTION} "
             f"(it holds {names})"
         )
-    return found[-1][1]
+    return found[-1]
 
 
 def read_description(checkpoint: Path) -> Description:
-    """Read and check `model.json`. Raises `CheckpointError` where it cannot be understood."""
+    """Read and check `model.json`.
+
+    Raises:
+        CheckpointError: it cannot be understood, contradicts `config.json`, or was altered.
+    """
     path = checkpoint / DESCRIPTION
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
@@ -120,18 +170,25 @@ def read_description(checkpoint: Path) -> Description:
                 f"{path} has format {content['format']}, this version of vlm reads {FORMAT}; "
                 f"it was written by vlm {content.get('versions', {}).get('vlm', 'of unknown version')}"
             )
+        digest = content.pop("digest")
         description = Description(
             step=content["step"],
             model=ModelSpec.from_mapping(content["model"], key="model"),
             preprocess=Preprocess.from_mapping(content["preprocess"], key="preprocess"),
             versions=content["versions"],
+            seed=content["seed"],
+            data=content["data"],
+            files=content["files"],
         )
         require_carried(checkpoint / WEIGHTS, description.model, where=path)
-        return description
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not the description of a model: {error}") from error
+    _refuse_contradictions(path, content, read_config(checkpoint))
+    if digest != _digest(content):
+        raise CheckpointError(f"{path} was altered after it was written: its digest does not fit its content")
+    return description
 
 
 def read_config(checkpoint: Path) -> dict[str, Any]:
@@ -167,8 +224,59 @@ def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str)
 
 
 def versions() -> dict[str, str]:
-    """Versions of the packages that a model's numbers depend on."""
-    return {name: importlib.metadata.version(name) for name in ("vlm", "torch", "timm")}
+    """Versions of the packages that a model's numbers depend on, and the commit of a checkout."""
+    packages = {name: importlib.metadata.version(name) for name in ("vlm", "torch", "timm")}
+    commit = _commit()
+    return packages | ({"commit": commit} if commit else {})
+
+
+@cache
+def _commit() -> str:
+    """Commit of the checkout that this code runs from, marked where it has changes; empty elsewhere."""
+    root = Path(__file__).parents[2]
+    if not (root / ".git").exists():
+        return ""
+    describe = ["git", "-C", str(root), "describe", "--always", "--dirty", "--abbrev=40", "--exclude=*"]
+    try:
+        return subprocess.run(describe, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+def _refuse_contradictions(path: Path, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """What `model.json` says of model and preprocessing must be what the run was configured to make."""
+    configured = {
+        "model": config.get("model") or {},
+        "preprocess": (config.get("data") or {}).get("preprocess") or {},
+    }
+    for part, values in configured.items():
+        for key, (described, asked) in _pairs(content[part], values, part):
+            raise CheckpointError(
+                f"{path} says {key}={described!r}, {CONFIG} beside it says {asked!r}; one was changed "
+                "after the checkpoint was written, so neither is believed"
+            )
+
+
+def _pairs(described: Any, asked: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
+    """Values that differ, by key; those that were left to the tokenizer or to the library do not count."""
+    if isinstance(described, Mapping) and isinstance(asked, Mapping):
+        for name in described.keys() & asked.keys() - _SETTLED_LATER:
+            yield from _pairs(described[name], asked[name], f"{key}.{name}")
+    elif asked is not None and described != asked:
+        yield key, (described, asked)
+
+
+def _fingerprint(path: Path) -> dict[str, Any]:
+    return {"bytes": path.stat().st_size, "sha256": _sha256(path)}
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _digest(content: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:

@@ -10,10 +10,12 @@ from vlm.data.tokenizers import Tokenizer
 from vlm.errors import CheckpointError, DataError
 from vlm.inference.checkpoint import (
     TOKENIZER,
+    WEIGHTS,
     latest_checkpoint,
     load_weights,
     read_description,
     read_weights,
+    verify,
 )
 from vlm.models import DualEncoder, build_model
 
@@ -32,10 +34,11 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Loaded:
     The model is in evaluation mode, in fp32. Reading executes nothing and asks no network.
 
     Raises:
-        CheckpointError: there is no checkpoint, or it is incomplete or does not fit its description.
+        CheckpointError: there is no checkpoint, or it is incomplete, damaged, or contradicts itself.
     """
     checkpoint = latest_checkpoint(path)
     description = read_description(checkpoint)
+    verify(checkpoint, (WEIGHTS, TOKENIZER))
     model = build_model(description.model)
     load_weights(model, read_weights(checkpoint), where=str(checkpoint))
     try:

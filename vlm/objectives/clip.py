@@ -1,6 +1,7 @@
 """CLIP: symmetric InfoNCE with a learned temperature."""
 
 import math
+from collections.abc import Mapping
 from typing import ClassVar
 
 import torch
@@ -31,6 +32,9 @@ class ClipObjective(Objective):
             )
         self.max_logit_scale = max_logit_scale
         self.mask_equal_captions = mask_equal_captions
+
+    def chance_losses(self, global_batch_size: int) -> Mapping[str, float]:
+        return {"itc": math.log(global_batch_size)}
 
     def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:
         return {

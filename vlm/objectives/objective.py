@@ -25,6 +25,10 @@ class Objective(nn.Module):
     def setup(self, topology: Topology) -> None:
         """Called once, after process groups exist."""
 
+    def chance_losses(self, global_batch_size: int) -> Mapping[str, float]:
+        """What guessing gives for loss terms, by name; a run that stays there is told so."""
+        return {}
+
     def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:
         """Run the towers over this rank's rows; no collectives."""
         raise NotImplementedError

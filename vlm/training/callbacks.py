@@ -13,10 +13,13 @@ import torch
 from tqdm import tqdm
 
 from vlm.distributed import Topology, max_over_ranks
+from vlm.errors import TrainingError
 from vlm.evaluation import Evaluator, run_suite
 from vlm.inference import Embedder, Loaded
 from vlm.training.broken import BrokenSamples
-from vlm.training.checkpoint import save
+from vlm.training.checkpoint import CheckpointFolder, save
+from vlm.training.checks import Finite, Watch
+from vlm.training.control import Control, stopped
 from vlm.training.module import TrainingModule, averaged
 from vlm.types import Batch
 
@@ -49,12 +52,19 @@ class TimedLoader:
 
 class StepLog(L.Callback):
     """Every `every_n_steps` steps, losses and rates (means over ranks) and peak memory (of the fullest rank)
-    to every logger and the bar."""
+    to every logger and the bar.
+
+    Args:
+        watch: looks at every row of the log.
+        keep_batch: stores this rank's rows of a step's batch for a look, and tells where.
+    """
 
     def __init__(
         self,
         loader: TimedLoader,
         broken: BrokenSamples,
+        watch: Watch,
+        keep_batch: Callable[[int], Path],
         *,
         every_n_steps: int,
         global_batch_size: int,
@@ -62,6 +72,9 @@ class StepLog(L.Callback):
     ) -> None:
         self.loader = loader
         self.broken = broken
+        self.watch = watch
+        self.keep_batch = keep_batch
+        self.finite = Finite()
         self.every_n_steps = every_n_steps
         self.global_batch_size = global_batch_size
         self.max_steps = max_steps
@@ -80,6 +93,7 @@ class StepLog(L.Callback):
     ) -> None:
         assert isinstance(module, TrainingModule)
         self.broken.add(batch, step=module.step)
+        self.finite.look(module.step, outputs["metrics"]["train/loss"], outputs["metrics"]["train/grad_norm"])
         if self._bar is not None:
             self._bar.update(1)
         if module.step % self.every_n_steps and module.step != self.max_steps:
@@ -92,11 +106,29 @@ class StepLog(L.Callback):
             logger.log_metrics(metrics, step=module.step)
         if self._bar is not None:
             self._show(module.step, metrics)
+            self.watch.look(module.step, metrics)
+        self.require_finite()
         self.broken.check()
 
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         if self._bar is not None:
             self._bar.close()
+
+    def require_finite(self) -> None:
+        """Stop where the loss or the gradient of a step so far was not finite; called on every rank.
+
+        Raises:
+            TrainingError: naming the step and where its batch is kept.
+        """
+        step = self.finite.first_bad_step()
+        if step is None:
+            return
+        folder = self.keep_batch(step)
+        raise TrainingError(
+            f"the loss or its gradient is not finite at step {step}; its images, captions and keys are in "
+            f"{folder}. No checkpoint has been written since: look at the batch, then go on with "
+            "run.resume=true and, say, a lower optimizer.lr, confirmed by run.accept_changes=[optimizer.lr]"
+        )
 
     def _rates(self, step: int) -> dict[str, float]:
         """Speed since the last call; time spent evaluating and saving does not count."""
@@ -151,15 +183,89 @@ class Pausing(L.Callback):
         self, trainer: L.Trainer, module: L.LightningModule, outputs: Any, batch: Batch, batch_index: int
     ) -> None:
         assert isinstance(module, TrainingModule)
-        if module.step % self.every_n_steps and module.step != self.max_steps:
+        if not self.is_due(module.step):
             return
         start = time.perf_counter()
         self.act(trainer, module)
         self.step_log.paused_s += time.perf_counter() - start
 
+    def is_due(self, step: int) -> bool:
+        """Whether to act after this step; the same on every rank."""
+        return step % self.every_n_steps == 0 or step == self.max_steps
+
     def act(self, trainer: L.Trainer, module: TrainingModule) -> None:
         """What to do; called on every rank."""
         raise NotImplementedError
+
+
+class Checkpoint(Pausing):
+    """Writes `<folder>/step_<step>` from the first rank, when it is due by steps, by time or after a signal.
+
+    The last `keep_last` are kept, and the best by the metric `keep_best`, which `best.json` names.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        loaded: Callable[[TrainingModule], Loaded],
+        step_log: StepLog,
+        control: Control,
+        *,
+        every_n_steps: int,
+        max_steps: int,
+        keep_last: int | None,
+        keep_best: str | None,
+        config: Mapping[str, Any],
+        data: Mapping[str, Any],
+    ) -> None:
+        super().__init__(step_log, every_n_steps=every_n_steps, max_steps=max_steps)
+        self.folder = CheckpointFolder(folder, keep_last=keep_last, keep_best=keep_best)
+        self.loaded = loaded
+        self.control = control
+        self.config = config
+        self.data = data
+        self._written = 0
+
+    def is_due(self, step: int) -> bool:
+        """By steps, by the clock, or since a signal asks for the end."""
+        return super().is_due(step) or self.control.time_is_up or self.control.stop_signal is not None
+
+    def act(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        self._write(trainer, module)
+        if self.control.stop_signal is not None:
+            raise stopped(self.control.stop_signal, step=module.step, run=self.folder.path.parent)
+
+    def consider(self, trainer: L.Trainer, module: TrainingModule, metrics: Mapping[str, float]) -> None:
+        """Keep this step's checkpoint if it is the best so far.
+
+        Args:
+            metrics: of this step, the same on every rank.
+        """
+        if self.control.group.first_rank_does(lambda: self.folder.improves(metrics)):
+            self._write(trainer, module)
+            if trainer.is_global_zero:
+                self.folder.set_best(module.step, metrics)
+
+    def _write(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        if self._written == module.step:
+            return
+        self._written = module.step
+        self.control.saved()
+        self.step_log.require_finite()
+
+        def write() -> None:
+            save(
+                self.folder.place(module.step),
+                self.loaded(module),
+                trainer.optimizers[0],
+                step=module.step,
+                config=self.config,
+                seed=module.seed,
+                data=self.data,
+            )
+            self.folder.prune()
+
+        self.control.group.first_rank_does(write)
 
 
 class Evaluate(Pausing):
@@ -170,6 +276,7 @@ class Evaluate(Pausing):
         evaluators: Mapping[str, Evaluator],
         loaded: Callable[[TrainingModule], Loaded],
         step_log: StepLog,
+        checkpoint: Checkpoint,
         *,
         every_n_steps: int,
         max_steps: int,
@@ -179,6 +286,7 @@ class Evaluate(Pausing):
         super().__init__(step_log, every_n_steps=every_n_steps, max_steps=max_steps)
         self.evaluators = evaluators
         self.loaded = loaded
+        self.checkpoint = checkpoint
         self.batch_size = batch_size
         self.num_workers = num_workers
 
@@ -190,33 +298,4 @@ class Evaluate(Pausing):
         metrics = {f"eval/{name}/{k}": v for name, r in results.items() for k, v in r.metrics.items()}
         for logger in trainer.loggers:
             logger.log_metrics(metrics, step=module.step)
-
-
-class Checkpoint(Pausing):
-    """Writes `<folder>/step_<step>` from the first rank."""
-
-    def __init__(
-        self,
-        folder: Path,
-        loaded: Callable[[TrainingModule], Loaded],
-        step_log: StepLog,
-        *,
-        every_n_steps: int,
-        max_steps: int,
-        config: Mapping[str, Any],
-    ) -> None:
-        super().__init__(step_log, every_n_steps=every_n_steps, max_steps=max_steps)
-        self.folder = folder
-        self.loaded = loaded
-        self.config = config
-
-    def act(self, trainer: L.Trainer, module: TrainingModule) -> None:
-        if not trainer.is_global_zero:
-            return
-        save(
-            self.folder / f"step_{module.step:08d}",
-            self.loaded(module),
-            trainer.optimizers[0],
-            step=module.step,
-            config=self.config,
-        )
+        self.checkpoint.consider(trainer, module, metrics)

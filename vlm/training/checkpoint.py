@@ -1,5 +1,7 @@
 """What training adds to a checkpoint: the optimizer's moments by parameter name, and the step."""
 
+import json
+import logging
 import os
 import shutil
 from collections.abc import Mapping
@@ -11,8 +13,21 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from vlm.errors import CheckpointError
-from vlm.inference import Loaded, load_weights, read_description, read_weights, save_model
+from vlm.errors import CheckpointError, ConfigError
+from vlm.files import replacing
+from vlm.inference import (
+    Loaded,
+    checkpoints_of,
+    load_weights,
+    read_description,
+    read_weights,
+    save_model,
+    verify,
+)
+
+log = logging.getLogger(__name__)
+
+OPTIMIZER = "optimizer.safetensors"
 
 STATE = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter."""
@@ -25,26 +40,141 @@ def save(
     *,
     step: int,
     config: Mapping[str, Any],
+    seed: int,
+    data: Mapping[str, Any],
 ) -> None:
-    """Write a checkpoint under another name, then rename it: `folder` is complete or absent."""
-    draft = folder.with_name(f".{folder.name}.tmp")
+    """Write a checkpoint under another name, then rename it: `folder` is complete or absent.
+
+    Raises:
+        CheckpointError: it cannot be written; nothing of it is left then.
+    """
+    draft = _hidden(folder, "tmp")
     shutil.rmtree(draft, ignore_errors=True)
-    draft.mkdir(parents=True)
-    save_file(_state(optimizer, loaded.model), draft / "optimizer.safetensors")
-    save_model(
-        draft,
-        weights=loaded.model.state_dict(),
-        spec=loaded.model.spec,
-        preprocess=loaded.preprocess,
-        tokenizer=loaded.tokenizer,
-        step=step,
-        config=config,
-    )
-    for path in draft.iterdir():
-        _flush(path)
-    shutil.rmtree(folder, ignore_errors=True)
+    try:
+        draft.mkdir(parents=True)
+        save_file(_state(optimizer, loaded.model), draft / OPTIMIZER)
+        save_model(
+            draft,
+            weights=loaded.model.state_dict(),
+            spec=loaded.model.spec,
+            preprocess=loaded.preprocess,
+            tokenizer=loaded.tokenizer,
+            step=step,
+            config=config,
+            seed=seed,
+            data=data,
+        )
+        for path in draft.iterdir():
+            _flush(path)
+        _flush(draft)
+    except (OSError, SafetensorError) as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(
+            f"{folder} cannot be written: {error}; earlier checkpoints are whole: make room, then go on with "
+            "run.resume=true"
+        ) from error
+    remove(folder)
     draft.rename(folder)
     _flush(folder.parent)
+
+
+def remove(folder: Path) -> None:
+    """Delete a checkpoint so that no part of it ever looks like one; absent is fine."""
+    trash = _hidden(folder, "old")
+    shutil.rmtree(trash, ignore_errors=True)
+    if folder.exists():
+        folder.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
+
+
+class CheckpointFolder:
+    """The checkpoints of one run: which stay, and which is the best.
+
+    Args:
+        keep_last: how many of the newest stay; None keeps all.
+        keep_best: a logged metric, such as `eval/val/acc1`; its best checkpoint stays too.
+    """
+
+    def __init__(self, path: Path, *, keep_last: int | None, keep_best: str | None) -> None:
+        self.path = path
+        self.keep_last = keep_last
+        self.keep_best = keep_best
+
+    def place(self, step: int) -> Path:
+        """Where the checkpoint of a step is written."""
+        return self.path / f"step_{step:08d}"
+
+    def prune(self) -> None:
+        """Delete older checkpoints, and what a killed process left half-written or half-deleted."""
+        for pattern in (".*.tmp", ".*.old"):
+            for leftover in self.path.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)
+        if self.keep_last is None:
+            return
+        best = self._best()
+        for checkpoint in checkpoints_of(self.path.parent)[: -self.keep_last]:
+            if best is None or checkpoint.name != best["checkpoint"]:
+                remove(checkpoint)
+
+    def improves(self, metrics: Mapping[str, float]) -> bool:
+        """Whether the metric asked for is better than ever; of ranks the lowest is best, else the highest.
+
+        Raises:
+            ConfigError: there is no such metric.
+        """
+        if self.keep_best is None:
+            return False
+        if self.keep_best not in metrics:
+            raise ConfigError(
+                f"checkpoint.keep_best={self.keep_best} is no metric; there are {', '.join(sorted(metrics))}"
+            )
+        best = self._best()
+        if best is None or best["metric"] != self.keep_best:
+            return True
+        lower, value = self.keep_best.endswith("_rank"), metrics[self.keep_best]
+        return bool(value < best["value"] if lower else value > best["value"])
+
+    def set_best(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Note the checkpoint of a step as the best."""
+        assert self.keep_best is not None
+        best = {
+            "checkpoint": self.place(step).name,
+            "metric": self.keep_best,
+            "value": metrics[self.keep_best],
+        }
+        with replacing(self.path / "best.json") as draft:
+            draft.write_text(json.dumps(best, indent=2) + "\n")
+        self.prune()
+
+    def _best(self) -> dict[str, Any] | None:
+        try:
+            best: dict[str, Any] = json.loads((self.path / "best.json").read_text())
+            return best if (self.path / best["checkpoint"]).is_dir() else None
+        except (OSError, ValueError, LookupError, TypeError):  # none yet, or no longer readable: start over
+            return None
+
+
+def last_whole(run: Path) -> Path | None:
+    """The last checkpoint of a run whose files are what was written, or None where there is none at all.
+
+    Raises:
+        CheckpointError: there are checkpoints, and all of them are damaged.
+    """
+    found = checkpoints_of(run)
+    for checkpoint in reversed(found):
+        try:
+            verify(checkpoint)
+            load_step(checkpoint)
+        except CheckpointError as error:
+            log.warning("%s; falling back to the checkpoint before it", error)
+        else:
+            return checkpoint
+    if found:
+        raise CheckpointError(
+            f"every checkpoint of {run} is damaged ({', '.join(path.name for path in found)}); restore one, "
+            "or start anew under another run.name"
+        )
+    return None
 
 
 def load_step(checkpoint: Path) -> int:
@@ -63,9 +193,9 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoin
     Raises:
         CheckpointError: there is no such file, or it holds a parameter that the model lacks.
     """
-    path = checkpoint / "optimizer.safetensors"
+    path = checkpoint / OPTIMIZER
     if not path.is_file():
-        raise CheckpointError(f"{checkpoint} has no optimizer.safetensors; it can be evaluated, not resumed")
+        raise CheckpointError(f"{checkpoint} has no {OPTIMIZER}; it can be evaluated, not resumed")
     try:
         stored = load_file(path)
     except SafetensorError as error:
@@ -87,6 +217,10 @@ def _state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torc
         for parameter, state in optimizer.state.items()
         for entry in STATE
     }
+
+
+def _hidden(folder: Path, ending: str) -> Path:
+    return folder.with_name(f".{folder.name}.{ending}")
 
 
 def _placed(state: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:

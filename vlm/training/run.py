@@ -3,8 +3,7 @@
 import dataclasses
 import json
 import logging
-import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -15,15 +14,20 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from vlm.data import TrainData, TrainSet
 from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
-from vlm.distributed import is_main_process
-from vlm.errors import CheckpointError, ConfigError
+from vlm.distributed import ControlGroup
+from vlm.errors import ConfigError
 from vlm.evaluation import Evaluator
-from vlm.inference import TOKENIZER, Loaded, latest_checkpoint, read_config, read_description
+from vlm.files import replacing
+from vlm.inference import TOKENIZER, Loaded, read_config, read_description
 from vlm.models import ModelSpec, described, try_pretrained
 from vlm.objectives import Objective
 from vlm.training.broken import BrokenSamples
 from vlm.training.callbacks import Checkpoint, Evaluate, StepLog, TimedLoader
+from vlm.training.checkpoint import last_whole
+from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
+from vlm.training.control import Control
 from vlm.training.init_from import InitFrom
+from vlm.training.launch import start_ranks
 from vlm.training.module import TrainingModule
 from vlm.training.optimizer import AdamW
 from vlm.training.schedule import CosineSchedule
@@ -33,6 +37,7 @@ log = logging.getLogger(__name__)
 MAY_CHANGE = (
     "run.name",
     "run.resume",
+    "run.accept_changes",
     "init_from",
     "resize_positions",
     "paths",
@@ -51,6 +56,9 @@ MAY_CHANGE = (
     "logger",
 )
 """Keys, and all under them, that may differ at resume: they do not change what is computed."""
+
+FIXED = ("model", "tokenizer", "data.preprocess")
+"""Keys that may never differ at resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,13 +121,26 @@ class Trainer:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointEvery:
-    """When to write checkpoints; one is always written at the end."""
+    """When to write checkpoints, and which stay; one is always written at the end and after a signal.
+
+    Args:
+        every_minutes: also whenever so much time has passed since the last; null: by steps alone.
+        keep_last: how many of the newest stay; null keeps all.
+        keep_best: a logged metric, such as eval/val/acc1, whose best checkpoint stays too.
+    """
 
     every_n_steps: int
+    every_minutes: float | None
+    keep_last: int | None
+    keep_best: str | None
 
     def __post_init__(self) -> None:
-        if self.every_n_steps < 1:
-            raise ConfigError(f"checkpoint.every_n_steps={self.every_n_steps} must be at least 1")
+        for name in ("every_n_steps", "keep_last"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ConfigError(f"checkpoint.{name}={value} must be at least 1")
+        if self.every_minutes is not None and self.every_minutes <= 0:
+            raise ConfigError(f"checkpoint.every_minutes={self.every_minutes} must be above 0, or null")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +171,7 @@ class Run:
     """Everything a training run needs, built and checked.
 
     Args:
+        accept_changes: keys of the configuration, and all under them, that may differ at resume.
         init_from: run or checkpoint whose weights a new run starts with.
         resize_positions: whether positional embeddings of these, or of pretrained weights, may be resized.
         config: the resolved configuration, plain data, kept with every checkpoint.
@@ -157,6 +179,7 @@ class Run:
 
     folder: Path
     resume: bool
+    accept_changes: Sequence[str]
     seed: int
     init_from: str | None
     resize_positions: bool
@@ -176,23 +199,26 @@ class Run:
 
 
 def train(run: Run) -> Path:
-    """Train to `trainer.max_steps`, from the last checkpoint where there is one to go on from.
+    """Train to `trainer.max_steps`, from the last whole checkpoint where there is one to go on from.
 
     Returns the run's folder.
 
     Raises:
+        StoppedError: a signal ended the run, after a checkpoint.
         VlmError: for whatever the user can change; before the first step where it can be known then.
     """
     run.schedule.check(run.trainer.max_steps)
+    _check_best(run)
     trainer = run.trainer.build(logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
-    start = _starting_point(run)
     _check_sizes(run)
+    start_ranks(trainer)
+    control = ControlGroup()
+    start = control.first_rank_does(lambda: _prepare(run))
+    data, tokenizer = run.data.open(), Tokenizer.load(run.folder / TOKENIZER)
     init = _initial_weights(run, start)
-    data, tokenizer = _prepare(run, start, init)
-    spec = _spec(run, tokenizer, start, init)
     module = TrainingModule(
-        spec,
+        _spec(run, tokenizer, start, init),
         run.objective,
         optimizer=run.optimizer,
         schedule=run.schedule,
@@ -207,71 +233,133 @@ def train(run: Run) -> Path:
         log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
         return run.folder
     try:
-        _fit(run, trainer, module, data, tokenizer)
+        _fit(run, trainer, module, data, tokenizer, control)
     finally:
         for logger in run.loggers:
-            if isinstance(logger, WandbLogger) and is_main_process():
+            if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 logger.experiment.finish()  # else the next run of this process would write into this one
     return run.folder
 
 
-def _fit(run: Run, trainer: L.Trainer, module: TrainingModule, data: TrainSet, tokenizer: Tokenizer) -> None:
+def _fit(
+    run: Run,
+    trainer: L.Trainer,
+    module: TrainingModule,
+    data: TrainSet,
+    tokenizer: Tokenizer,
+    group: ControlGroup,
+) -> None:
     max_steps = run.trainer.max_steps
-    batches = data.loader(
-        tokenizer,
-        start_step=module.step,
-        stop_step=max_steps,
-        rank=trainer.global_rank,
-        world_size=trainer.world_size,
-    )
+    ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
+    batches = data.loader(tokenizer, start_step=module.step, stop_step=max_steps, **ranks)
     loader = TimedLoader(batches, max_steps - module.step)
-    step_log = StepLog(
-        loader,
-        BrokenSamples(run.folder, max_share=run.data.max_broken_share),
-        every_n_steps=run.trainer.log_every_n_steps,
-        global_batch_size=run.data.global_batch_size,
-        max_steps=max_steps,
-    )
+
+    def keep_batch(step: int) -> Path:
+        # The batch of a step is a function of the step: nothing had to be kept until now.
+        batch = next(iter(data.loader(tokenizer, start_step=step - 1, stop_step=step, **ranks)))
+        folder = run.folder / "not_finite" / f"step_{step:08d}"
+        keep_for_a_look(batch, tokenizer, folder, rank=trainer.global_rank)
+        return folder
 
     def loaded(module: TrainingModule) -> Loaded:
         return Loaded(module.towers, run.data.preprocess, tokenizer)
 
+    watch = Watch(
+        chance_losses=run.objective.chance_losses(run.data.global_batch_size),
+        warmup_steps=run.schedule.warmup_steps,
+        num_workers=run.data.num_workers,
+        worker_counts=run.data.worker_counts,
+    )
+    step_log = StepLog(
+        loader,
+        BrokenSamples(run.folder, max_share=run.data.max_broken_share),
+        watch,
+        keep_batch,
+        every_n_steps=run.trainer.log_every_n_steps,
+        global_batch_size=run.data.global_batch_size,
+        max_steps=max_steps,
+    )
+    control = Control(group, every_minutes=run.checkpoint.every_minutes)
+    checkpoint = Checkpoint(
+        run.folder / "checkpoints",
+        loaded,
+        step_log,
+        control,
+        every_n_steps=run.checkpoint.every_n_steps,
+        max_steps=max_steps,
+        keep_last=run.checkpoint.keep_last,
+        keep_best=run.checkpoint.keep_best,
+        config=run.config,
+        data=data.fingerprint,
+    )
     evaluate = Evaluate(
         run.evaluators,
         loaded,
         step_log,
+        checkpoint,
         every_n_steps=run.evaluation.every_n_steps,
         max_steps=max_steps,
         batch_size=run.evaluation.batch_size,
         num_workers=run.evaluation.num_workers,
     )
-    checkpoint = Checkpoint(
-        run.folder / "checkpoints",
-        loaded,
-        step_log,
-        every_n_steps=run.checkpoint.every_n_steps,
-        max_steps=max_steps,
-        config=run.config,
-    )
     # The checkpoint comes before the evaluation: a fault in the latter then costs nothing.
-    trainer.callbacks += [step_log, checkpoint, *([evaluate] if run.evaluators else [])]  # type: ignore[attr-defined]
+    callbacks = [step_log, control, checkpoint, *([evaluate] if run.evaluators else [])]
+    trainer.callbacks += callbacks  # type: ignore[attr-defined]
     trainer.fit(module, train_dataloaders=loader)
+
+
+def _prepare(run: Run) -> Path | None:
+    """Shards, index, tokenizer and `config.json`, made by the first rank for all.
+
+    Returns the checkpoint to resume from, or None for a new run. A resumed run keeps the tokenizer of its
+    checkpoint. A preparation that fails leaves the folder as it was.
+    """
+    start = _starting_point(run)
+    if run.make_data is not None:
+        run.make_data.make()
+    data = run.data.open()
+    init = _initial_weights(run, start)
+    if start is not None:
+        _check_unchanged(run, start, data)
+        tokenizer = Tokenizer.load(start / TOKENIZER)
+    else:
+        tokenizer = (
+            init.tokenizer(run.tokenizer.context_length) if init else run.tokenizer.build(data.captions)
+        )
+        warn_of_truncation(data, tokenizer)
+    for evaluator in run.evaluators.values():
+        evaluator.check()
+    spec = _spec(run, tokenizer, start, init)
+    described(spec)
+    if start is None:
+        try_pretrained(spec, resize_positions=run.resize_positions)
+    if init is not None:
+        init.check(spec, run.data.preprocess)
+        log.info(
+            "weights and tokenizer of %s, at step 0 with a new optimizer; the key tokenizer is not used",
+            init.checkpoint,
+        )
+    run.folder.mkdir(parents=True, exist_ok=True)
+    with replacing(run.folder / TOKENIZER) as draft:
+        tokenizer.save(draft)
+    with replacing(run.folder / "config.json") as draft:
+        draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
+    return start
 
 
 def _starting_point(run: Run) -> Path | None:
     """The checkpoint to resume from, or None for a new run; refuses a folder that holds another run."""
-    if not run.resume:
-        if is_main_process() and run.folder.is_dir() and any(run.folder.iterdir()):
-            raise ConfigError(
-                f"{run.folder} is not empty; go on with it by run.resume=true, or choose another run.name"
-            )
-        return None
-    try:
-        start = latest_checkpoint(run.folder)
-    except CheckpointError:  # stopped before its first checkpoint was complete
-        return None
-    _check_unchanged(run, read_config(start))
-    return start
+    if run.resume:
+        start = last_whole(run.folder)
+        log.info("resuming from %s", start or "the start: there is no checkpoint yet")
+        if start is not None and run.init_from is not None:
+            log.info("init_from=%s is where the run began; it is not read again", run.init_from)
+        return start
+    if run.folder.is_dir() and any(run.folder.iterdir()):
+        raise ConfigError(
+            f"{run.folder} is not empty; go on with it by run.resume=true, or choose another run.name"
+        )
+    return None
 
 
 def _initial_weights(run: Run, start: Path | None) -> InitFrom | None:
@@ -279,21 +367,13 @@ def _initial_weights(run: Run, start: Path | None) -> InitFrom | None:
     if run.init_from is None:
         return None
     if start is not None:
-        if is_main_process():
-            log.info("going on from %s; init_from=%s is where the run began", start, run.init_from)
         return None
     if run.model != run.model.without_pretrained():
         raise ConfigError(
             f"init_from={run.init_from} and model.image.pretrained or model.text.pretrained both say where "
             "weights come from; set pretrained=false"
         )
-    init = InitFrom(run.init_from, resize_positions=run.resize_positions)
-    if is_main_process():
-        log.info(
-            "weights and tokenizer of %s, at step 0 with a new optimizer; the key tokenizer is not used",
-            init.checkpoint,
-        )
-    return init
+    return InitFrom(run.init_from, resize_positions=run.resize_positions)
 
 
 def _spec(run: Run, tokenizer: Tokenizer, start: Path | None, init: InitFrom | None) -> ModelSpec:
@@ -305,13 +385,30 @@ def _spec(run: Run, tokenizer: Tokenizer, start: Path | None, init: InitFrom | N
     return spec.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
 
 
-def _check_unchanged(run: Run, before: Mapping[str, Any]) -> None:
-    """Refuse to resume with another model, objective, schedule or order of samples."""
-    old, new = _fixed(before), _fixed(run.config)
-    changed = sorted(key for key in old.keys() | new.keys() if old.get(key) != new.get(key))
-    if changed:
-        listing = "; ".join(f"{key}: was {old.get(key)!r}, is {new.get(key)!r}" for key in changed)
-        raise ConfigError(f"run.resume=true, but the configuration has changed: {listing}")
+def _check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
+    """Refuse to resume with another model, objective, schedule, order of samples or data set.
+
+    What run.accept_changes names may change, except what the weights themselves depend on.
+    """
+    old, new = _fixed(read_config(start)), _fixed(run.config)
+    changes = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
+    stored = read_description(start).data or {}
+    changes |= {f"{key}.shards": (stored.get(key), now) for key, now in data.fingerprint.items()}
+    changes = {key: (before, now) for key, (before, now) in sorted(changes.items()) if before != now}
+    refused = {key: change for key, change in changes.items() if not _under(key, run.accept_changes)}
+    listing = "; ".join(f"{key}: was {before!r}, is {now!r}" for key, (before, now) in changes.items())
+    if any(_under(key, FIXED) for key in changes):
+        raise ConfigError(
+            f"run.resume=true, but the configuration has changed, and the weights depend on it: {listing}"
+        )
+    if refused:
+        keys = ",".join(refused)
+        raise ConfigError(
+            f"run.resume=true, but the configuration has changed: {listing}. Change it back, or confirm by "
+            f"run.accept_changes=[{keys}]"
+        )
+    if changes:
+        log.warning("going on with changes: %s", listing)
 
 
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
@@ -323,11 +420,11 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
             return [relative(item) for item in value]
         return value.removeprefix(data) if isinstance(value, str) else value
 
-    return {
-        key: relative(value)
-        for key, value in _flat(config).items()
-        if not any(key == name or key.startswith(f"{name}.") for name in MAY_CHANGE)
-    }
+    return {key: relative(value) for key, value in _flat(config).items() if not _under(key, MAY_CHANGE)}
+
+
+def _under(key: str, names: Iterable[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in names)
 
 
 def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -338,6 +435,15 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
+
+
+def _check_best(run: Run) -> None:
+    """The metric that picks the best checkpoint must come from an evaluation of this run."""
+    best = run.checkpoint.keep_best
+    if best is None or best.startswith(tuple(f"eval/{name}/" for name in run.evaluators)):
+        return
+    names = ", ".join(f"eval/{name}/..." for name in run.evaluators) or "none, as there is no suite"
+    raise ConfigError(f"checkpoint.keep_best={best} is no metric of this run; there are {names}")
 
 
 def _check_sizes(run: Run) -> None:
@@ -352,44 +458,3 @@ def _check_sizes(run: Run) -> None:
             f"data.preprocess.image_size={run.data.preprocess.image_size} is not "
             f"model.image.image_size={run.model.image.image_size}; set the latter alone"
         )
-
-
-def _prepare(run: Run, start: Path | None, init: InitFrom | None) -> tuple[TrainSet, Tokenizer]:
-    """Shards, index and tokenizer: made by the first rank, which then writes `config.json`; read by all.
-
-    A resumed run keeps the tokenizer of its checkpoint, and so does one that starts with its weights.
-
-    Process groups do not exist yet, so the other ranks wait for that file. A preparation that fails leaves
-    the folder as it was.
-    """
-    config, tokenizer = run.folder / "config.json", run.folder / TOKENIZER
-    if is_main_process():
-        if run.make_data is not None:
-            run.make_data.make()
-        data = run.data.open()
-        if start is not None:
-            built = Tokenizer.load(start / TOKENIZER)
-        elif init is not None:
-            built = init.tokenizer(run.tokenizer.context_length)
-        else:
-            built = run.tokenizer.build(data.captions)
-        for evaluator in run.evaluators.values():
-            evaluator.check()
-        spec = _spec(run, built, start, init)
-        described(spec)
-        if start is None:
-            try_pretrained(spec, resize_positions=run.resize_positions)
-        if init is not None:
-            init.check(spec, run.data.preprocess)
-        run.folder.mkdir(parents=True, exist_ok=True)
-        draft = tokenizer.with_suffix(".tmp")
-        built.save(draft)
-        draft.replace(tokenizer)
-        draft = config.with_suffix(".tmp")
-        draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
-        draft.replace(config)
-    else:
-        while not (config.exists() and json.loads(config.read_text()) == run.config):
-            time.sleep(0.2)
-        data = run.data.open()
-    return data, Tokenizer.load(tokenizer)
