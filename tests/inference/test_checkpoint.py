@@ -14,6 +14,7 @@ from vlm.inference import (
     read_description,
     read_weights,
     save_model,
+    verify,
 )
 
 
@@ -70,10 +71,10 @@ def test_a_folder_without_checkpoint_says_what_it_holds(tmp_path: Path) -> None:
         ("model.json", b"{", "not the description"),
         ("model.json", b"[1]", "not the description"),
         ("model.json", b'{"format": 99}', "format 99, this version of vlm reads 2"),
-        ("model.json", b'{"format": 1, "step": 1}', "not the description"),
-        ("model.safetensors", b"\x80\x04torn", "incomplete"),
+        ("model.json", b'{"format": 2, "step": 1}', "not the description"),
+        ("model.safetensors", b"\x80\x04torn", r"model\.safetensors"),
         ("model.safetensors", None, "incomplete"),
-        ("tokenizer.json", b"{}", "incomplete"),
+        ("tokenizer.json", b"{}", "has 2 bytes, not the"),
         ("tokenizer.json", None, "incomplete"),
     ],
 )
@@ -113,3 +114,41 @@ def test_weights_that_do_not_fit_are_listed_and_none_is_copied() -> None:
         ["stranger", "not", "in", "the", "model", "(1,)"],
     ]
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+
+
+def test_a_file_altered_without_changing_its_size_is_noticed(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path) / "model.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-1] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was altered"):
+        load(tmp_path)
+
+
+def test_an_altered_description_is_noticed(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path) / "model.json"
+    path.write_text(path.read_text().replace('"step": 7', '"step": 8'))
+    with pytest.raises(CheckpointError, match=r"model\.json was altered"):
+        read_description(tmp_path)
+
+
+def test_a_description_that_contradicts_the_configuration_is_refused_with_both_values(tmp_path: Path) -> None:
+    loaded = tiny_loaded()
+    asked = loaded.model.spec.to_mapping()
+    asked["text"] = {**asked["text"], "activation": "quick_gelu"}
+    save_model(
+        tmp_path, weights=loaded.model.state_dict(), spec=loaded.model.spec, preprocess=loaded.preprocess,
+        tokenizer=loaded.tokenizer, step=1, config={"model": asked},
+    )  # fmt: skip
+    with pytest.raises(CheckpointError, match=r"model\.text\.activation='gelu', .*says 'quick_gelu'"):
+        load(tmp_path)
+
+
+def test_every_file_is_verified(tmp_path: Path) -> None:
+    verify(save_tiny(tmp_path))
+    (tmp_path / "config.json").write_text('{"run": {"name": "tina"}}')
+    with pytest.raises(CheckpointError, match=r"config\.json has .* bytes"):
+        verify(tmp_path)
+    (tmp_path / "config.json").unlink()
+    with pytest.raises(CheckpointError, match=r"config\.json"):
+        verify(tmp_path)
