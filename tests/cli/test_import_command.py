@@ -14,12 +14,11 @@ def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
     """What `vlm import` prints, then the message it ends with."""
     printed = io.StringIO()
     monkeypatch.setattr(sys, "argv", ["vlm", "import", *arguments])
-    with (
-        contextlib.redirect_stdout(printed),
-        contextlib.redirect_stderr(printed),
-        contextlib.suppress(SystemExit),
-    ):
-        vlm_command.main()
+    with contextlib.redirect_stdout(printed):
+        try:
+            vlm_command.main()
+        except SystemExit as end:
+            return printed.getvalue() + str(end.code)
     return printed.getvalue()
 
 
