@@ -8,6 +8,7 @@ from vlm.data import Source
 from vlm.data.tools import bench as bench_module
 from vlm.data.tools.bench import COLLATE, DECODE, READ, STAGES, TOKENIZE, TRANSFORM, Bench, advice, bench
 from vlm.errors import DataError
+from vlm.types import Cause
 
 
 def slowed(function, milliseconds: float):
@@ -39,12 +40,12 @@ def test_time_is_booked_on_the_stage_that_takes_it(tmp_path: Path, monkeypatch, 
 
 
 def test_pixels_are_decoded_on_decodes_account(tmp_path: Path) -> None:
-    large = {"jpg": image_bytes((1, 2, 3), size=(1500, 1500), kind="JPEG"), "txt": b"x"}
+    large = {"jpg": image_bytes((1, 2, 3), size=(4000, 4000), kind="JPEG"), "txt": b"x"}
     names = [f"{n:06d}" for n in range(16)]
     data = train_data(write_shards(tmp_path, [16], change=dict.fromkeys(names, large)), augment=None)
     found = bench(data, data.open(), tokenize, seconds=0.3)
     assert found.slowest == DECODE
-    assert found.image_side == 1500
+    assert found.image_side == 4000
     assert "store smaller ones" in advice(found, data)
 
 
@@ -74,7 +75,7 @@ def test_nothing_whole_is_an_error(tmp_path: Path, monkeypatch) -> None:
 
 
 def refuse(_: object) -> None:
-    raise bench_module.BrokenSampleError("broken")
+    raise bench_module.BrokenSampleError("broken", Cause.UNREADABLE_IMAGE)
 
 
 @pytest.mark.parametrize(

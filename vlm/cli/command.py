@@ -7,7 +7,7 @@ import sys
 import warnings
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import hydra
 from omegaconf import DictConfig
@@ -29,8 +29,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             try:
                 function(config)
             except (VlmError, OSError) as error:
-                _report(error)
-                sys.exit(getattr(error, "exit_code", 1))
+                _exit(error)
             except KeyboardInterrupt:
                 sys.exit(130)
 
@@ -47,12 +46,17 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     return decorate
 
 
-def _report(error: Exception) -> None:
+def _exit(error: Exception) -> NoReturn:
     """One line, from one rank: the others have the same to say."""
     from vlm.distributed import is_main_process  # imports torch
 
+    code = getattr(error, "exit_code", 1)
+    message = f"{type(error).__name__}: {error}"
+    if is_main_process() and code == 1:
+        sys.exit(message)
     if is_main_process():
-        print(f"{type(error).__name__}: {error}", file=sys.stderr)
+        print(message, file=sys.stderr)
+    sys.exit(code)
 
 
 def quote_value(argument: str) -> str:

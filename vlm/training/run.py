@@ -353,7 +353,7 @@ def _starting_point(run: Run) -> Path | None:
         start = last_whole(run.folder)
         log.info("resuming from %s", start or "the start: there is no checkpoint yet")
         if start is not None and run.init_from is not None:
-            log.info("init_from=%s is where the run began; it is not read again", run.init_from)
+            log.info("going on from %s; init_from=%s is where the run began", start, run.init_from)
         return start
     if run.folder.is_dir() and any(run.folder.iterdir()):
         raise ConfigError(
