@@ -11,7 +11,6 @@ import io
 import json
 import logging
 import os
-import uuid
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -29,6 +28,7 @@ from tqdm import tqdm
 from vlm.data.remote import DEFAULT_REMOTE, PIPE, Remote, StoreError, read_small
 from vlm.data.tar import DAMAGE, TarReader, is_compressed, is_local, open_shard
 from vlm.errors import DataError
+from vlm.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -50,23 +50,15 @@ def shard_sizes(urls: Sequence[str], *, remote: Remote = DEFAULT_REMOTE) -> tupl
     Raises:
         DataError: a shard cannot be read.
     """
-    folders: dict[str, list[str]] = {}
-    for url in urls:
-        folder, name = _split(url)
-        folders.setdefault(folder, []).append(name)
-    sizes = {folder: _folder_sizes(folder, names, remote) for folder, names in folders.items()}
+    sizes = {folder: _folder_sizes(folder, names, remote) for folder, names in _by_folder(urls).items()}
     return tuple(sizes[folder][name] for folder, name in map(_split, urls))
 
 
 def stored_sizes(urls: Sequence[str]) -> tuple[int | None, ...]:
     """What the index says of each shard, None where it says nothing; nothing is counted."""
-    folders: dict[str, list[str]] = {}
-    for url in urls:
-        folder, name = _split(url)
-        folders.setdefault(folder, []).append(name)
     known = {
         folder: _known_sizes(folder, _home(folder), names, DEFAULT_REMOTE)
-        for folder, names in folders.items()
+        for folder, names in _by_folder(urls).items()
     }
     return tuple(known[folder].get(name) for folder, name in map(_split, urls))
 
@@ -150,6 +142,14 @@ def _split(url: str) -> tuple[str, str]:
         return os.path.split(os.path.abspath(url))
     folder, _, name = url.rpartition("/")
     return folder, name
+
+
+def _by_folder(urls: Sequence[str]) -> dict[str, list[str]]:
+    folders: dict[str, list[str]] = {}
+    for url in urls:
+        folder, name = _split(url)
+        folders.setdefault(folder, []).append(name)
+    return folders
 
 
 def _join(folder: str, name: str) -> str:
@@ -299,15 +299,12 @@ def _pass(url: str, tar: Path, remote: Remote) -> int:
 
 @contextmanager
 def _replacing(path: Path) -> Iterator[Path]:
-    """A path to write to that takes the place of `path` in one step."""
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    """`vlm.files.replacing` with an error that says what became of the index."""
     try:
-        yield temporary
-        temporary.replace(path)
+        with replacing(path) as draft:
+            yield draft
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise IndexNotWrittenError(
             f"{path} cannot be written: {reason}; what was there is unchanged"
         ) from error
-    finally:
-        temporary.unlink(missing_ok=True)

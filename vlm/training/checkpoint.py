@@ -164,7 +164,6 @@ def last_whole(run: Path) -> Path | None:
     for checkpoint in reversed(found):
         try:
             verify(checkpoint)
-            load_step(checkpoint)
         except CheckpointError as error:
             log.warning("%s; falling back to the checkpoint before it", error)
         else:

@@ -364,9 +364,7 @@ def _starting_point(run: Run) -> Path | None:
 
 def _initial_weights(run: Run, start: Path | None) -> InitFrom | None:
     """Where a new run takes its weights from; a resumed one goes on with its own."""
-    if run.init_from is None:
-        return None
-    if start is not None:
+    if run.init_from is None or start is not None:
         return None
     if run.model != run.model.without_pretrained():
         raise ConfigError(

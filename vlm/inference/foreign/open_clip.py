@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm.errors import CheckpointError, ConfigError
 from vlm.inference.foreign.facts import Facts, Foreign, require_equal
 from vlm.inference.foreign.names import num_layers, renamed
-from vlm.inference.foreign.vit import clip_vit
+from vlm.inference.foreign.vit import vit
 from vlm.models import CausalTextSpec, ImageTowerSpec, ModelSpec
 from vlm.models.state_dict import read_state_dict
 
@@ -182,7 +182,8 @@ def _image_spec(
         "patch_size": patch,
     }
     _compare(config.get("vision_cfg", {}), found, "vision_cfg", facts)
-    return clip_vit(
+    return vit(
+        "clip",
         **found,
         heads=_heads(width, settled["head_width"], "image tower"),
         mlp_width=len(weights["visual.transformer.resblocks.0.mlp.c_fc.weight"]),

@@ -9,7 +9,7 @@ from vlm.errors import CheckpointError
 from vlm.inference.foreign import transformers_folder as folder_of
 from vlm.inference.foreign.facts import Facts, Foreign
 from vlm.inference.foreign.names import renamed, with_joined_qkv
-from vlm.inference.foreign.vit import siglip_vit
+from vlm.inference.foreign.vit import vit
 from vlm.models import ModelSpec, TransformersTextSpec
 
 _EPSILON = 1e-6
@@ -53,7 +53,8 @@ def read(source: Path, facts: Facts) -> Foreign:
     spec = ModelSpec(
         embed_dim=image.hidden_size,
         init_logit_scale=weights["logit_scale"].exp().item(),
-        image=siglip_vit(
+        image=vit(
+            "siglip",
             image_size=image.image_size,
             patch_size=image.patch_size,
             width=image.hidden_size,
