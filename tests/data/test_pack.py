@@ -134,6 +134,7 @@ def test_a_shard_that_is_not_whole_is_written_again_and_no_other(tmp_path: Path,
     else:
         (out / ".pack/00001.json").write_text("{")
     (out / "00001.tar.partial").write_bytes(b"what a run that was killed left")
+    (out / ".00001.index.parquet.0f.partial").write_bytes(b"and this")
     assert pack(table, out).run().new_samples == 10
     assert contents(out) == before
     for name in ("00000.tar", "00002.tar"):

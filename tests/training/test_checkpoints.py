@@ -71,8 +71,12 @@ def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(toy: Path, 
 def test_what_a_killed_process_left_is_swept_up(toy: Path, whole: Path, cut: Path) -> None:
     for name in (".step_00000008.tmp", ".step_00000002.old"):
         shutil.copytree(cut / "checkpoints" / "step_00000004", cut / "checkpoints" / name)
+    drafts = [cut / ".config.json.0f.partial", cut / "checkpoints" / ".best.json.0f.partial"]
+    for draft in drafts:
+        draft.write_text("{")
     resume(toy, cut)
     assert names(cut) == names(whole)
+    assert not any(draft.exists() for draft in drafts)
 
 
 def test_the_last_checkpoints_and_the_best_stay(toy: Path) -> None:

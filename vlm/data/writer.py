@@ -10,6 +10,7 @@ from types import TracebackType
 
 from vlm.data.index import write_offsets, write_sizes
 from vlm.errors import DataError
+from vlm.files import DRAFT
 
 _BLOCK = tarfile.BLOCKSIZE
 _BUFFER = 1 << 20
@@ -25,7 +26,7 @@ class OpenShard:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.partial = path.with_name(path.name + ".partial")
+        self.partial = path.with_name(path.name + DRAFT)
         self.keys: list[str] = []
         self.size = 0
         """Bytes of the members so far, with headers and padding."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from vlm.errors import CheckpointError, ConfigError
-from vlm.files import replacing
+from vlm.files import remove_drafts, replacing
 from vlm.inference import (
     Loaded,
     checkpoints_of,
@@ -109,6 +109,7 @@ class CheckpointFolder:
         for pattern in (".*.tmp", ".*.old"):
             for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
+        remove_drafts(self.path)
         if self.keep_last is None:
             return
         best = self._best()

@@ -17,7 +17,7 @@ from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
 from vlm.distributed import ControlGroup
 from vlm.errors import ConfigError
 from vlm.evaluation import Evaluator
-from vlm.files import replacing
+from vlm.files import remove_drafts, replacing
 from vlm.inference import TOKENIZER, Loaded, read_config, read_description
 from vlm.models import ModelSpec, described, try_pretrained
 from vlm.objectives import Objective
@@ -340,6 +340,7 @@ def _prepare(run: Run) -> Path | None:
             init.checkpoint,
         )
     run.folder.mkdir(parents=True, exist_ok=True)
+    remove_drafts(run.folder)
     with replacing(run.folder / TOKENIZER) as draft:
         tokenizer.save(draft)
     with replacing(run.folder / "config.json") as draft:

@@ -1,7 +1,6 @@
 """What is wrong with shards, before a training finds it out."""
 
 import json
-import os
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -28,6 +27,7 @@ from vlm.data.tools.shard_scan import (
     ShardScan,
     scan_shard,
 )
+from vlm.files import replacing
 
 ERRORS = (UNREADABLE_SHARD, CUT_SHORT, WRONG_INDEX, NO_IMAGE, UNREADABLE_IMAGE, NO_CAPTION)
 """What training would replace or stop at."""
@@ -107,10 +107,9 @@ class Check:
         scans = self._scan(urls)
         findings = _merge(scans, as_strings(self.captions), context_length=context_length)
         out = Path(self.out)
-        partial = out.with_name(f"{out.name}.partial")
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial.write_text(json.dumps(findings.to_mapping(), ensure_ascii=False, indent=1) + "\n", "utf-8")
-        os.replace(partial, out)
+        with replacing(out) as draft:
+            draft.write_text(json.dumps(findings.to_mapping(), ensure_ascii=False, indent=1) + "\n", "utf-8")
         return findings
 
     def _scan(self, urls: Sequence[str]) -> list[ShardScan]:

@@ -24,6 +24,7 @@ from vlm.data.tools.plan import Plan, Planner
 from vlm.data.tools.processes import number_of_workers, run_tasks
 from vlm.data.tools.tables import Table, open_table
 from vlm.errors import ConfigError, DataError
+from vlm.files import remove_drafts, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -219,11 +220,11 @@ def _locked(out: Path) -> Iterator[None]:
     try:
         _hidden(out).mkdir(parents=True, exist_ok=True)
         with FileLock(_hidden(out) / "lock", timeout=_LOCK_SECONDS):
-            _remove_partial(out)
+            _remove_drafts(out)
             try:
                 yield
             finally:
-                _remove_partial(out)
+                _remove_drafts(out)
     except Timeout:
         raise DataError(f"another process is packing into out={out}; wait for it, or name another") from None
     except OSError as error:
@@ -231,9 +232,9 @@ def _locked(out: Path) -> Iterator[None]:
         raise DataError(message) from error
 
 
-def _remove_partial(out: Path) -> None:
-    for partial in (*out.glob("*.partial"), *_hidden(out).glob("*.partial")):
-        partial.unlink()
+def _remove_drafts(out: Path) -> None:
+    remove_drafts(out)
+    remove_drafts(_hidden(out))
 
 
 def _write_skipped(out: Path, records: dict[str, ShardRecord]) -> list[Skipped]:
@@ -241,9 +242,8 @@ def _write_skipped(out: Path, records: dict[str, ShardRecord]) -> list[Skipped]:
     skipped = sorted(row for record in records.values() for row in record.skipped)
     if skipped:
         lines = ["row\timage\treason", *("\t".join(map(_cell, row)) for row in skipped)]
-        partial = out / f"{SKIPPED}.partial"
-        partial.write_text("\n".join(lines) + "\n", "utf-8", "backslashreplace")
-        os.replace(partial, out / SKIPPED)
+        with replacing(out / SKIPPED) as draft:
+            draft.write_text("\n".join(lines) + "\n", "utf-8", "backslashreplace")
     return skipped
 
 

@@ -11,6 +11,7 @@ from tqdm import tqdm
 
 from vlm.data.tools.tables import Place
 from vlm.errors import DataError
+from vlm.files import replacing
 
 # What headers, caption and json of a sample take, roughly; the sizes of the images are known.
 _TEXT_SIZE = 2_560
@@ -33,9 +34,8 @@ class Plan:
 
     def write(self, path: Path, settings: Mapping[str, Any]) -> None:
         """Write it with what it depends on."""
-        partial = path.with_suffix(".partial")
-        partial.write_text(json.dumps({**settings, "rows": self.rows, "starts": self.starts}), "utf-8")
-        os.replace(partial, path)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps({**settings, "rows": self.rows, "starts": self.starts}), "utf-8")
 
     @classmethod
     def read(cls, path: Path, settings: Mapping[str, Any], *, out: Path) -> "Plan":

@@ -1,7 +1,6 @@
 """A contact sheet: images of shards with their captions."""
 
 import logging
-import os
 import random
 import re
 from collections.abc import Iterator, Sequence
@@ -17,6 +16,7 @@ from vlm.data.sources import as_strings
 from vlm.data.tar import RawSample
 from vlm.data.tools.fonts import Font, find_font
 from vlm.errors import ConfigError
+from vlm.files import replacing
 
 logger = logging.getLogger(__name__)
 
@@ -97,9 +97,8 @@ class Preview:
         sheet = _sheet(cells, columns=min(self.columns, max(1, count)), side=self.image_size, font=font)
         out = Path(self.out)
         out.parent.mkdir(parents=True, exist_ok=True)
-        partial = out.with_name(f"{out.name}.partial")
-        sheet.save(partial, "PNG")
-        os.replace(partial, out)
+        with replacing(out) as draft:
+            sheet.save(draft, "PNG")
         return count
 
     def _cell(self, sample: RawSample, font: Font) -> Cell:
