@@ -73,6 +73,7 @@ class ContrastiveModel(Protocol):
     """What an objective may ask of a model."""
 
     logit_scale: nn.Parameter
+    logit_bias: nn.Parameter | None
 
     def encode_image(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
 

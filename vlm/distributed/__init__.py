@@ -3,22 +3,27 @@
 from vlm.distributed.collectives import (
     gather_objects,
     gather_rows,
+    logsumexp_over_ranks,
     max_over_ranks,
     mean_over_ranks,
     sum_over_ranks,
 )
 from vlm.distributed.control import ControlGroup
+from vlm.distributed.groups import split_ranks
 from vlm.distributed.launch import is_main_process, process_group
-from vlm.distributed.topology import Topology
+from vlm.distributed.topology import Group, Topology
 
 __all__ = [
     "ControlGroup",
+    "Group",
     "Topology",
     "gather_objects",
     "gather_rows",
     "is_main_process",
+    "logsumexp_over_ranks",
     "max_over_ranks",
     "mean_over_ranks",
     "process_group",
+    "split_ranks",
     "sum_over_ranks",
 ]

@@ -8,7 +8,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from vlm.distributed.collectives import alone
+from vlm.distributed.topology import alone
 from vlm.errors import VlmError
 
 T = TypeVar("T")

@@ -1,8 +1,14 @@
 """Where this process stands among its peers."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch.distributed as dist
+
+
+def alone() -> bool:
+    """Whether this process has no peers."""
+    return not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,3 +29,19 @@ class Topology:
     def is_main(self) -> bool:
         """True on the one rank that writes files and talks to the user."""
         return self.rank == 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """Ranks that exchange rows with each other, and this process's place among them."""
+
+    rank: int
+    size: int
+    handle: Any
+    """Of torch.distributed; None for all ranks."""
+
+    @classmethod
+    def everyone(cls) -> "Group":
+        """All ranks, or this process alone."""
+        topology = Topology.current()
+        return cls(rank=topology.rank, size=topology.world_size, handle=None)

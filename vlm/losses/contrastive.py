@@ -1,23 +1,43 @@
-"""Contrastive losses over the rows of every rank."""
+"""Contrastive losses over the pairs of every rank, or of every rank of a group.
 
-from dataclasses import dataclass
+Each returns this rank's share: its mean over ranks is the global loss, and so are the gradients (see
+docs/concepts/gradient_contract.md), whichever way it is computed:
+
+* `dense`: every rank computes the whole matrix of logits. The reference.
+* `local_rows`: a rank computes the rows of its images and those of its texts, and stores both.
+* `tiled`: a rank computes the rows of its images in tiles, and again for the gradient. Stores none.
+
+Shapes: b pairs of this rank, n pairs of all ranks of the group, k hard negatives of a pair, d dimensions.
+"""
+
+from dataclasses import dataclass, replace
+from typing import Literal, get_args
 
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vlm.distributed import Topology, gather_rows
+from vlm.distributed import Group, gather_rows
+from vlm.losses.tiled import TILE, Mask, tiled_logsumexp, tiled_softplus
+
+Implementation = Literal["dense", "local_rows", "tiled"]
+IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InfoNce:
-    """What `info_nce` returns."""
+class HardNegatives:
+    """Texts that are wrong for an image although they resemble its own; further columns of its logits.
 
-    loss: Float[Tensor, ""]
-    """This rank's share; its mean over ranks is the global loss."""
-    masked_share: Float[Tensor, ""]
-    """Detached; the share of this rank's negatives that were left out as equal to the positive."""
+    Args:
+        text: unit vectors.
+        present: False where a pair has fewer than k.
+        scope: whose images they are negatives of: those of their `own` pair, or of `all` pairs.
+    """
+
+    text: Float[Tensor, "b k d"]
+    present: Bool[Tensor, "b k"]
+    scope: Literal["own", "all"]
 
 
 def info_nce(
@@ -25,39 +45,180 @@ def info_nce(
     text: Float[Tensor, "b d"],
     *,
     logit_scale: Float[Tensor, "1"],
+    implementation: Implementation,
     caption_id: Int64[Tensor, " b"] | None = None,
-) -> InfoNce:
-    """Symmetric InfoNCE of this rank's rows against the rows of all ranks.
-
-    Each rank scores its own rows only, b x n logits in each direction, and gathers the other side with
-    gradients. The mean over ranks is the global loss, so data-parallel averaging needs no rescaling.
+    negatives: HardNegatives | None = None,
+    group: Group | None = None,
+    tile: int = TILE,
+) -> Float[Tensor, ""]:
+    """Softmax cross-entropy of each image over all texts and of each text over all images, their mean.
 
     Args:
         image, text: unit vectors, row i of both belongs to pair i.
-        logit_scale: multiplier on cosine similarity, already exponentiated.
-        caption_id: pairs with equal ids are no negatives of each other; None means every other pair is one.
+        logit_scale: multiplier on cosine similarity, already exponentiated; its dtype is that of all sums.
+        caption_id: pairs with equal ids are no negatives of each other; None: every other pair is one.
+        negatives: texts that images alone are compared with.
+        group: ranks whose pairs are each other's negatives; None: all.
+        tile: side of the tiles of `tiled`.
 
-    Source: arXiv:2103.00020, figure 3.
+    Source: arXiv:2103.00020, figure 3; hard negatives arXiv:2210.01936.
     """
-    rows = image.shape[0]
-    first = Topology.current().rank * rows
-    target = torch.arange(first, first + rows, device=image.device)
-    all_image, all_text = gather_rows(image), gather_rows(text)
-    image_logits = logit_scale * image @ all_text.T
-    text_logits = logit_scale * text @ all_image.T
-    masked = image.new_zeros(())
-    if caption_id is not None:
-        same = _equal_to_another(caption_id, gather_rows(caption_id), target)
-        image_logits = image_logits.masked_fill(same, -torch.inf)
-        text_logits = text_logits.masked_fill(same, -torch.inf)
-        masked = same.sum() / max(1, same.numel() - rows)
-    loss = (F.cross_entropy(image_logits, target) + F.cross_entropy(text_logits, target)) / 2
-    return InfoNce(loss=loss, masked_share=masked.to(loss.dtype))
+    world = _World.of(image, text, caption_id=caption_id, negatives=negatives, group=group)
+    match implementation:
+        case "dense":
+            logits = world.all_logits(logit_scale)
+            over_texts = world.own(logits.logsumexp(1))
+            over_images = world.own(logits[:, : world.pairs].logsumexp(0))
+        case "local_rows":
+            over_texts = world.image_logits(logit_scale).logsumexp(1)
+            over_images = world.text_logits(logit_scale).logsumexp(1)
+        case "tiled":
+            over_texts, over_images = tiled_logsumexp(
+                image,
+                world.columns,
+                logit_scale=logit_scale,
+                mask=world.mask,
+                num_texts=world.pairs,
+                tile=tile,
+                group=world.group,
+            )
+    if world.own_negatives is not None:
+        hard = _own_logits(image, world.own_negatives, logit_scale)
+        over_texts = torch.cat([over_texts[:, None], hard], dim=1).logsumexp(1)
+    return ((over_texts + over_images) / 2 - _positives(image, text, logit_scale)).mean()
 
 
-def _equal_to_another(
-    own: Int64[Tensor, " b"], everyone: Int64[Tensor, " n"], target: Int64[Tensor, " b"]
-) -> Bool[Tensor, "b n"]:
-    same = own[:, None] == everyone[None, :]
-    same[torch.arange(len(own), device=own.device), target] = False
-    return same
+def sigmoid_loss(
+    image: Float[Tensor, "b d"],
+    text: Float[Tensor, "b d"],
+    *,
+    logit_scale: Float[Tensor, "1"],
+    logit_bias: Float[Tensor, "1"],
+    implementation: Implementation,
+    caption_id: Int64[Tensor, " b"] | None = None,
+    negatives: HardNegatives | None = None,
+    group: Group | None = None,
+    tile: int = TILE,
+) -> Float[Tensor, ""]:
+    """Is this text of this image, for every image and every text: n · n decisions, summed, over n.
+
+    Args:
+        logit_bias: added to every logit.
+
+    The others are those of `info_nce`.
+
+    Source: arXiv:2303.15343, equation 1 and algorithm 1.
+    """
+    world = _World.of(image, text, caption_id=caption_id, negatives=negatives, group=group)
+    match implementation:
+        case "dense":
+            loss = world.own(_softplus(world.all_logits(logit_scale, logit_bias)).sum(1))
+        case "local_rows":
+            loss = _softplus(world.image_logits(logit_scale, logit_bias)).sum(1)
+        case "tiled":
+            loss = tiled_softplus(
+                image,
+                world.columns,
+                logit_scale=logit_scale,
+                logit_bias=logit_bias,
+                mask=world.mask,
+                tile=tile,
+            )
+    if world.own_negatives is not None:
+        loss = loss + _softplus(_own_logits(image, world.own_negatives, logit_scale) + logit_bias).sum(1)
+    # So far the positives count as negatives, and softplus(-x) = softplus(x) - x.
+    return (loss - _positives(image, text, logit_scale) - logit_bias).mean()
+
+
+def equal_caption_share(caption_id: Int64[Tensor, " b"], group: Group | None = None) -> Float[Tensor, ""]:
+    """Share of this rank's n - 1 negatives of each pair that have the caption of the pair itself."""
+    everyone = gather_rows(caption_id, group)
+    ids, counts = torch.unique(everyone, return_counts=True)
+    equal: Tensor = counts[torch.searchsorted(ids, caption_id)] - 1
+    return equal.float().mean() / max(1, len(everyone) - 1)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _World:
+    """What the pairs of this rank are compared with, gathered with gradients."""
+
+    image: Float[Tensor, "b d"]
+    text: Float[Tensor, "b d"]
+    columns: Float[Tensor, "c d"]
+    """The texts of all pairs, then the hard negatives of all pairs that are for all images."""
+    pairs: int
+    mask: Mask
+    own_negatives: HardNegatives | None
+    group: Group
+
+    @classmethod
+    def of(
+        cls,
+        image: Tensor,
+        text: Tensor,
+        *,
+        caption_id: Tensor | None,
+        negatives: HardNegatives | None,
+        group: Group | None,
+    ) -> "_World":
+        group = group or Group.everyone()
+        columns = gather_rows(text, group)
+        pairs, present, own_negatives = len(columns), None, negatives
+        if negatives is not None and negatives.scope == "all":
+            columns = torch.cat([columns, gather_rows(negatives.text.flatten(0, 1), group)])
+            there = gather_rows(negatives.present.flatten(), group)
+            present, own_negatives = torch.cat([there.new_ones(pairs), there]), None
+        mask = Mask(
+            first=group.rank * len(image),
+            row_id=caption_id,
+            column_id=None if caption_id is None else gather_rows(caption_id, group),
+            present=present,
+        )
+        return cls(
+            image=image,
+            text=text,
+            columns=columns,
+            pairs=pairs,
+            mask=mask,
+            own_negatives=own_negatives,
+            group=group,
+        )
+
+    def image_logits(self, scale: Tensor, bias: Tensor | None = None) -> Float[Tensor, "b c"]:
+        """Of this rank's images over all columns."""
+        return _logits(self.image, self.columns, scale, bias, self.mask)
+
+    def text_logits(self, scale: Tensor) -> Float[Tensor, "b n"]:
+        """Of this rank's texts over all images."""
+        mask = replace(self.mask, present=None)
+        return _logits(self.text, gather_rows(self.image, self.group), scale, None, mask)
+
+    def all_logits(self, scale: Tensor, bias: Tensor | None = None) -> Float[Tensor, "n c"]:
+        """Of all images over all columns."""
+        mask = replace(self.mask, first=0, row_id=self.mask.column_id)
+        return _logits(gather_rows(self.image, self.group), self.columns, scale, bias, mask)
+
+    def own(self, rows: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
+        """This rank's part of a value for each pair."""
+        return rows[self.mask.first : self.mask.first + len(self.image)]
+
+
+def _logits(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor | None, mask: Mask) -> Tensor:
+    logits = scale * (rows.to(scale.dtype) @ columns.to(scale.dtype).T)
+    if bias is not None:
+        logits = logits + bias
+    mask.apply(logits, slice(0, len(rows)), slice(0, len(columns)))
+    return logits
+
+
+def _own_logits(image: Tensor, negatives: HardNegatives, scale: Tensor) -> Float[Tensor, "b k"]:
+    logits = scale * torch.einsum("bd,bkd->bk", image.to(scale.dtype), negatives.text.to(scale.dtype))
+    return logits.masked_fill(~negatives.present, -torch.inf)
+
+
+def _positives(image: Tensor, text: Tensor, scale: Tensor) -> Float[Tensor, " b"]:
+    return scale * (image.to(scale.dtype) * text.to(scale.dtype)).sum(1)
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return -F.logsigmoid(-x)  # torch's own softplus is linear beyond 20

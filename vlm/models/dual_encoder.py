@@ -18,13 +18,15 @@ class DualEncoder(nn.Module):
 
     `spec` describes the model as built and needs nothing outside of itself: `build_model(model.spec)` makes
     the same parameters on any machine, with new values. `logit_scale` is the logarithm of the multiplier on
-    the cosine.
+    the cosine, `logit_bias` is added to the product, and None where `spec` has none.
 
     Args:
         resize_positions: whether pretrained positional embeddings of another size may be resized.
 
     Source: arXiv:2103.00020, figure 3.
     """
+
+    logit_bias: nn.Parameter | None
 
     def __init__(self, spec: ModelSpec, *, resize_positions: bool = False) -> None:
         super().__init__()
@@ -34,8 +36,10 @@ class DualEncoder(nn.Module):
         self.spec = dataclasses.replace(spec, image=image_spec, text=self.text.spec)
         self.image_projection = _projection(self.image.width, spec.embed_dim)
         self.text_projection = _projection(self.text.width, spec.embed_dim)
+        bias = spec.init_logit_bias
         # One element, not zero dimensions: DeepSpeed's broadcast and FSDP2 refuse the latter.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(spec.init_logit_scale)))
+        self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias))
 
     def encode_image(
         self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]

@@ -132,6 +132,8 @@ class ModelSpec:
     embed_dim: int
     init_logit_scale: float
     """Multiplier on the cosine similarity before the first step; CLIP starts at 1 / 0.07."""
+    init_logit_bias: float | None = None
+    """What is added to it, for the sigmoid loss alone; SigLIP starts at -10."""
     image: ImageTowerSpec
     text: TextTowerSpec
 

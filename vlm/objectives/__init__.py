@@ -2,5 +2,6 @@
 
 from vlm.objectives.clip import ClipObjective
 from vlm.objectives.objective import Encoded, Objective
+from vlm.objectives.siglip import SigLipObjective
 
-__all__ = ["ClipObjective", "Encoded", "Objective"]
+__all__ = ["ClipObjective", "Encoded", "Objective", "SigLipObjective"]

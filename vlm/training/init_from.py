@@ -21,7 +21,13 @@ log = logging.getLogger(__name__)
 IMAGE_POSITIONS = "image.trunk.pos_embed"
 TEXT_POSITIONS = "text.positional_embedding"
 # Of the two sizes only the positional embeddings depend, which are compared as such.
-_FREE = ("model.init_logit_scale", "model.image.image_size", "model.text.context_length", "model.text.name")
+_FREE = (
+    "model.init_logit_scale",
+    "model.init_logit_bias",
+    "model.image.image_size",
+    "model.text.context_length",
+    "model.text.name",
+)
 # Compared as built: an activation has several spellings.
 _ACTIVATION = ("model.image.options.act_layer", "model.text.activation")
 
@@ -89,6 +95,11 @@ class InitFrom:
 
     def _fitted(self, model: DualEncoder) -> dict[str, Tensor]:
         own, weights = model.state_dict(), read_weights(self.checkpoint)
+        # Which loss comes now decides whether there is a bias, not which came before.
+        if model.logit_bias is None:
+            weights.pop("logit_bias", None)
+        else:
+            weights.setdefault("logit_bias", own["logit_bias"])
         self._fit_positions(own, weights, model.image.trunk)
         require_fit(own, weights, where=str(self.checkpoint))
         return weights

@@ -50,7 +50,6 @@ class Foreign:
         spec: complete but for `text.eot_id`, which is the tokenizer's.
         eot_id: where the model reads a text's vector: at this id, at the "largest", or elsewhere ("any").
         pad_token: name of the padding token, where the text tower reads it.
-        not_kept: values by name that the model of this project has no place for.
     """
 
     kind: str
@@ -59,7 +58,6 @@ class Foreign:
     preprocess: Preprocess
     eot_id: int | Literal["largest", "any"]
     pad_token: str | None
-    not_kept: Mapping[str, float]
 
 
 class Facts:

@@ -52,7 +52,7 @@ def import_model(source: Path, out: Path, given: Given) -> tuple[ModelSpec, list
     spec = _complete(foreign, tokenizer, source)
     model = described(spec)
     require_fit(model.state_dict(), foreign.weights, where=str(source))
-    origin = {"from": str(source), "kind": foreign.kind, "not_kept": dict(foreign.not_kept)}
+    origin = {"from": str(source), "kind": foreign.kind}
     draft = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(draft, ignore_errors=True)
     try:
@@ -82,7 +82,6 @@ def _worth_a_look(foreign: Foreign, model: DualEncoder) -> list[tuple[str, str]]
         ("std", str(list(image.std))),
         ("context length", str(text.context_length)),
         ("vocabulary", f"{text.vocab_size}, end of text {text.eot_id}"),
-        *((f"not kept: {name}", f"{value:g}") for name, value in foreign.not_kept.items()),
     ]
 
 

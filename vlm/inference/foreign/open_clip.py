@@ -95,12 +95,12 @@ def read(source: Path, facts: Facts) -> Foreign:
     spec = ModelSpec(
         embed_dim=weights["visual.proj"].shape[1],
         init_logit_scale=weights["logit_scale"].exp().item(),
+        init_logit_bias=weights["logit_bias"].item() if "logit_bias" in weights else None,
         image=_image_spec(weights, config, settled, facts),
         text=_text_spec(weights, config, settled, facts),
     )
     require_equal(config.get("embed_dim"), spec.embed_dim, what="embed_dim", source=source)
     text = config.get("text_cfg", {})
-    bias = {"logit_bias": weights.pop("logit_bias").item()} if "logit_bias" in weights else {}
     return Foreign(
         kind="open_clip",
         weights=_converted(weights),
@@ -108,7 +108,6 @@ def read(source: Path, facts: Facts) -> Foreign:
         preprocess=facts.preprocess(settled, image_size=spec.image.image_size),
         eot_id=text.get("eos_id", 2) if text.get("pool_type") == "eos" else "largest",
         pad_token=None,
-        not_kept=bias,
     )
 
 
@@ -236,5 +235,6 @@ def _converted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         turned[name] = weights[name].T
     turned["visual.class_embedding"] = weights["visual.class_embedding"][None, None]
     turned["visual.positional_embedding"] = weights["visual.positional_embedding"][None]
-    turned["logit_scale"] = weights["logit_scale"].reshape(1)
+    for name in turned.keys() & {"logit_scale", "logit_bias"}:
+        turned[name] = weights[name].reshape(1)
     return renamed(turned, _RULES)

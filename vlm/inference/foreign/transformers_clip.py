@@ -82,7 +82,6 @@ def read(source: Path, facts: Facts) -> Foreign:
         preprocess=facts.preprocess(settled, image_size=image.image_size),
         eot_id="largest" if text.eos_token_id == _EOT_BEFORE_IT_WAS_READ else text.eos_token_id,
         pad_token=None,
-        not_kept={},
     )
 
 

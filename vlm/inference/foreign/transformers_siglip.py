@@ -30,8 +30,7 @@ _RULES = (
 def read(source: Path, facts: Facts) -> Foreign:
     """A folder with `model_type` siglip, of fixed image size.
 
-    SigLIP projects neither tower's vector, so the projections of this project are the identity. Its bias on
-    the logits changes neither features nor their order, and is only written down.
+    SigLIP projects neither tower's vector, so the projections of this project are the identity.
 
     Raises:
         ConfigError: the folder leaves something open, or contradicts the keys.
@@ -49,10 +48,10 @@ def read(source: Path, facts: Facts) -> Foreign:
     folder_of.activation(text, facts, tower="text tower")
     settled = folder_of.preprocessing(source, facts, image_size=image.image_size)
     weights = folder_of.read_weights(source)
-    not_kept = {"logit_bias": weights.pop("logit_bias").item()}
     spec = ModelSpec(
         embed_dim=image.hidden_size,
         init_logit_scale=weights["logit_scale"].exp().item(),
+        init_logit_bias=weights["logit_bias"].item(),
         image=vit(
             "siglip",
             image_size=image.image_size,
@@ -82,7 +81,6 @@ def read(source: Path, facts: Facts) -> Foreign:
         preprocess=facts.preprocess(settled, image_size=image.image_size),
         eot_id="any",
         pad_token=folder_of.pad_token(source),
-        not_kept=not_kept,
     )
 
 
@@ -95,6 +93,7 @@ def _converted(weights: dict[str, Tensor], *, width: int) -> dict[str, Tensor]:
     rest = {name: value for name, value in weights.items() if name not in text}
     converted = renamed({**with_joined_qkv(rest), **text}, _RULES)
     converted["image.trunk.pos_embed"] = converted["image.trunk.pos_embed"][None]
-    converted["logit_scale"] = converted["logit_scale"].reshape(1)
+    for name in ("logit_scale", "logit_bias"):
+        converted[name] = converted[name].reshape(1)
     identity = torch.eye(width)
     return converted | {"image_projection.weight": identity, "text_projection.weight": identity.clone()}
