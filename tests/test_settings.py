@@ -1,6 +1,6 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 
@@ -15,6 +15,7 @@ class Part:
     name: str | None
     betas: Sequence[float] = ()
     names: Mapping[str, str] | None = None
+    group: int | Literal["node"] = 1
     inner: Any = None
 
 
@@ -32,6 +33,7 @@ def test_a_node_is_built_with_the_nodes_in_it() -> None:
     [
         ({"ler": 1.0}, r"part\.ler is not a key.*did you mean 'lr'"),
         ({"lr": "fast"}, r"part\.lr='fast' is a str; expected float"),
+        ({"group": "rack"}, r"part\.group='rack' is a str; expected int or 'node'"),
         ({"steps": 1.5}, r"part\.steps=1.5 is a float; expected int"),
         ({"steps": True}, r"part\.steps=True is a bool; expected int"),
         ({"name": 3}, r"part\.name=3 is a int; expected str or null"),

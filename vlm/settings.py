@@ -197,6 +197,8 @@ def _named(hint: Any) -> str:
         return f"a list of {_named(arguments[0])}"
     if typing.get_origin(hint) is Mapping:
         return "a mapping"
+    if typing.get_origin(hint) is Literal:
+        return " or ".join(map(repr, arguments))
     if hint is types.NoneType:
         return "null"
     return hint.__name__ if isinstance(hint, type) else str(hint)

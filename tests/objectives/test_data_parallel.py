@@ -5,38 +5,16 @@ from pathlib import Path
 import pytest
 import torch
 from gloo import run_gloo
+from tiny_model import objective_of, tiny_mapping
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from vlm.distributed import Topology
 from vlm.models import DualEncoder, ModelSpec, build_model
-from vlm.objectives import ClipObjective, Objective
+from vlm.objectives import Objective
 from vlm.types import Batch
 
-SPEC = ModelSpec.from_mapping(
-    {
-        "embed_dim": 8,
-        "init_logit_scale": 10.0,
-        "image": {
-            "name": "vit_tiny_patch16_224",
-            "image_size": 16,
-            "mean": [0.5, 0.4, 0.3],
-            "std": [0.2, 0.25, 0.3],
-            "pretrained": False,
-            "options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
-        },
-        "text": {
-            "kind": "causal",
-            "context_length": 8,
-            "vocab_size": 40,
-            "eot_id": 2,
-            "width": 16,
-            "layers": 2,
-            "heads": 2,
-            "activation": "gelu",
-        },
-    }
-)
+SPEC = ModelSpec.from_mapping(tiny_mapping())
 ROWS = 8
 
 
@@ -71,7 +49,7 @@ def gradients(masked: bool) -> dict[str, Tensor]:
     topology = Topology.current()
     torch.manual_seed(0)
     model = build_model(SPEC).double()
-    step: nn.Module = Step(model, ClipObjective(max_logit_scale=100.0, mask_equal_captions=masked))
+    step: nn.Module = Step(model, objective_of(mask_equal_captions=masked))
     if topology.world_size > 1:
         step = DistributedDataParallel(step)
     loss = step(own_rows(topology))

@@ -9,7 +9,7 @@ from vlm.training import AdamW
 def test_only_matrices_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     model.register_parameter("logit_scale", nn.Parameter(torch.zeros(1)))
-    optimizer = AdamW(lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.5).build(model)
+    optimizer = AdamW(lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.5).build(model.parameters())
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)

@@ -10,7 +10,6 @@ from torch import Tensor
 from vlm.distributed import Group, Topology, split_ranks
 from vlm.errors import ConfigError
 from vlm.losses import (
-    IMPLEMENTATIONS,
     Implementation,
     choose_implementation,
     equal_caption_share,
@@ -45,11 +44,6 @@ class ContrastiveObjective(Objective):
         mask_equal_captions: bool,
     ) -> None:
         super().__init__()
-        if implementation not in ("auto", *IMPLEMENTATIONS):
-            choices = ", ".join(("auto", *IMPLEMENTATIONS))
-            raise ConfigError(f"objective.implementation={implementation} is none of {choices}")
-        if isinstance(group_size, str) and group_size != "node":
-            raise ConfigError(f"objective.group_size={group_size} must be a number of ranks, node, or null")
         if not max_logit_scale >= 1:
             raise ConfigError(
                 f"objective.max_logit_scale={max_logit_scale} must be at least 1 (CLIP uses 100)"

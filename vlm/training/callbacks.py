@@ -257,7 +257,8 @@ class Checkpoint(Pausing):
             save(
                 self.folder.place(module.step),
                 self.loaded(module),
-                trainer.optimizers[0],
+                weights=module.weights(),
+                moments=module.moments(),
                 step=module.step,
                 config=self.config,
                 seed=module.seed,

@@ -36,14 +36,19 @@ STATE = ("step", "exp_avg", "exp_avg_sq")
 def save(
     folder: Path,
     loaded: Loaded,
-    optimizer: torch.optim.Optimizer,
     *,
+    weights: Mapping[str, torch.Tensor],
+    moments: Mapping[str, torch.Tensor],
     step: int,
     config: Mapping[str, Any],
     seed: int,
     data: Mapping[str, Any],
 ) -> None:
     """Write a checkpoint under another name, then rename it: `folder` is complete or absent.
+
+    Args:
+        weights: of the model, by name.
+        moments: of the optimizer, as `moments_of` gives them.
 
     Raises:
         CheckpointError: it cannot be written; nothing of it is left then.
@@ -52,10 +57,10 @@ def save(
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
-        save_file(_state(optimizer, loaded.model), draft / OPTIMIZER)
+        save_file(dict(moments), draft / OPTIMIZER)
         save_model(
             draft,
-            weights=loaded.model.state_dict(),
+            weights=weights,
             spec=loaded.model.spec,
             preprocess=loaded.preprocess,
             tokenizer=loaded.tokenizer,
@@ -187,36 +192,43 @@ def load_weights_into(model: nn.Module, checkpoint: Path) -> None:
     load_weights(model, read_weights(checkpoint), where=str(checkpoint))
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoint: Path) -> None:
-    """Replace the moments of `optimizer` by those of `checkpoint`.
+def read_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
+    """What `moments_of` gave when `checkpoint` was written.
 
     Raises:
-        CheckpointError: there is no such file, or it holds a parameter that the model lacks.
+        CheckpointError: there is no such file, or it is damaged.
     """
     path = checkpoint / OPTIMIZER
     if not path.is_file():
         raise CheckpointError(f"{checkpoint} has no {OPTIMIZER}; it can be evaluated, not resumed")
     try:
-        stored = load_file(path)
+        return load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from error
-    for name, parameter in model.named_parameters():
-        state = {entry: stored.pop(f"{entry}/{name}") for entry in STATE if f"{entry}/{name}" in stored}
-        if state:  # a parameter that never had a gradient has none
-            optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in state.items()}
-    if stored:
-        raise CheckpointError(
-            f"{path} has {next(iter(stored))}, which this model does not; it is another model"
-        )
 
 
-def _state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torch.Tensor]:
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in model.named_parameters()}
+def moments_of(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """What AdamW keeps for each parameter, as `<entry>/<name>`."""
+    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in parameters.items()}
     return {
         f"{entry}/{names[parameter]}": state[entry].detach().cpu().contiguous()
         for parameter, state in optimizer.state.items()
         for entry in STATE
     }
+
+
+def load_moments(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, nn.Parameter],
+    moments: Mapping[str, torch.Tensor],
+) -> None:
+    """Replace what an optimizer keeps for its parameters."""
+    for name, parameter in parameters.items():
+        state = {entry: moments[f"{entry}/{name}"] for entry in STATE if f"{entry}/{name}" in moments}
+        if state:  # a parameter that never had a gradient has none
+            optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in state.items()}
 
 
 def _hidden(folder: Path, ending: str) -> Path:

@@ -7,15 +7,18 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from lightning.pytorch.core.optimizer import LightningOptimizer
+from torch import Tensor, nn
 
-from vlm.distributed import Topology, mean_over_ranks
-from vlm.errors import ConfigError
+from vlm.distributed import Topology, gather_objects, mean_over_ranks
+from vlm.errors import ConfigError, DataError
 from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import Objective
-from vlm.training.checkpoint import load_optimizer, load_step, load_weights_into
+from vlm.training.accumulation import loss_and_gradients
+from vlm.training.checkpoint import load_moments, load_step, load_weights_into, moments_of, read_moments
 from vlm.training.init_from import InitFrom
 from vlm.training.optimizer import AdamW
+from vlm.training.outside import Outside
 from vlm.training.schedule import CosineSchedule
 from vlm.types import Batch, StepOutput
 
@@ -23,13 +26,14 @@ from vlm.types import Batch, StepOutput
 class TrainingModule(L.LightningModule):
     """Encode, loss, backward, clip, step: for every objective and every strategy.
 
-    Optimization is manual so that the same path can later encode several micro-batches for one loss.
-    Every random number of a step is drawn from a generator seeded by (seed, step, rank), so that a resumed
-    run draws what the uninterrupted one would have drawn.
+    Optimization is manual so that the same path can encode several micro-batches for one loss. Every random
+    number is drawn from a generator seeded by (seed, step, rank, micro-batch), so that a resumed run draws
+    what the uninterrupted one would have drawn.
 
     Args:
         max_steps: length of the run in optimizer steps, for the schedule.
-        gradient_clip: largest allowed norm of the whole gradient; None leaves it as it is.
+        gradient_clip: largest allowed norm of the gradient of both towers; None leaves it as it is.
+        micro_batch_size: rows that the towers see at once; None: all of a rank.
         resume_from: checkpoint folder to take weights, moments and step from.
         init_from: checkpoint to take weights alone from.
         resize_positions: whether positional embeddings of pretrained weights may be resized.
@@ -44,6 +48,7 @@ class TrainingModule(L.LightningModule):
         schedule: CosineSchedule,
         max_steps: int,
         gradient_clip: float | None,
+        micro_batch_size: int | None,
         seed: int,
         resume_from: Path | None,
         init_from: InitFrom | None,
@@ -57,12 +62,15 @@ class TrainingModule(L.LightningModule):
         self.schedule = schedule
         self.max_steps = max_steps
         self.gradient_clip = gradient_clip
+        self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.resume_from = resume_from
         self.init_from = init_from
         self.resize_positions = resize_positions
         self.step = 0 if resume_from is None else load_step(resume_from)
         self.model: DualEncoder | None = None
+        self._outside: Outside | None = None
+        self._outside_optimizer: torch.optim.Optimizer | None = None
 
     def configure_model(self) -> None:
         if self.model is not None:
@@ -75,12 +83,28 @@ class TrainingModule(L.LightningModule):
             load_weights_into(self.model, self.resume_from)
         elif self.init_from is not None:
             self.init_from.load_into(self.model)
+        self._outside = Outside(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
-        optimizer = self.optimizer_recipe.build(self.towers)
+        """The engine's optimizer; that of the parameters outside is ours."""
+        optimizer = self.optimizer_recipe.build(self.towers.parameters())
+        self._outside_optimizer = self.outside.optimizer(self.optimizer_recipe, self.device)
         if self.resume_from is not None:
-            load_optimizer(optimizer, self.towers, self.resume_from)
+            moments = read_moments(self.resume_from)
+            load_moments(optimizer, dict(self.towers.named_parameters()), moments)
+            load_moments(self.outside_optimizer, self.outside.parameters, moments)
         return optimizer
+
+    def weights(self) -> dict[str, Tensor]:
+        """The whole model by name, as a checkpoint has it."""
+        return {**self.towers.state_dict(), **{n: p.detach() for n, p in self.outside.parameters.items()}}
+
+    def moments(self) -> dict[str, Tensor]:
+        """What both optimizers keep, as a checkpoint has it."""
+        engine = self.optimizers()
+        assert isinstance(engine, LightningOptimizer)
+        inside = moments_of(engine.optimizer, dict(self.towers.named_parameters()))
+        return {**inside, **moments_of(self.outside_optimizer, self.outside.parameters)}
 
     @property
     def towers(self) -> DualEncoder:
@@ -89,38 +113,83 @@ class TrainingModule(L.LightningModule):
             raise RuntimeError("configure_model has not run")
         return self.model
 
+    @property
+    def outside(self) -> Outside:
+        """What the engine does not see, once the model is built."""
+        if self._outside is None:
+            raise RuntimeError("configure_model has not run")
+        return self._outside
+
+    @property
+    def outside_optimizer(self) -> torch.optim.Optimizer:
+        """Steps what is outside, once there are optimizers."""
+        if self._outside_optimizer is None:
+            raise RuntimeError("configure_optimizers has not run")
+        return self._outside_optimizer
+
     def on_fit_start(self) -> None:
         self.objective.setup(Topology.current())
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
-        self._check_first(batch, batch_index)
-        torch.manual_seed(_seed(self.seed, self.step, self.global_rank))
-        optimizer = self.optimizers()
-        assert isinstance(optimizer, L.pytorch.core.optimizer.LightningOptimizer)
-        lr = self._set_lr(optimizer.optimizer)
-        encoded = self.objective.encode(self.towers, batch)
-        with torch.autocast(self.device.type, enabled=False):
-            output = self.objective.loss(self.towers, {k: _full(v) for k, v in encoded.items()})
-        optimizer.zero_grad()
-        self.manual_backward(output.total)
+        if batch_index == 0:
+            self._check_first(batch)
+        engine = self.optimizers()
+        assert isinstance(engine, LightningOptimizer)
+        lr = self._set_lr(engine.optimizer, self.outside_optimizer)
+        engine.zero_grad()
+        self.outside_optimizer.zero_grad()
+        output = loss_and_gradients(
+            self.objective,
+            self.towers,
+            batch,
+            micro_batch_size=self.micro_batch_size,
+            seed=lambda number: _set_seed(self.seed, self.step, self.global_rank, number),
+            backward=self._backward,
+        )
+        self.outside.average_gradients()
         limit = torch.inf if self.gradient_clip is None else self.gradient_clip
         gradient_norm = torch.nn.utils.clip_grad_norm_(self.towers.parameters(), limit)
-        optimizer.step()
+        engine.step()
+        self.outside_optimizer.step()
         self.objective.after_step(self.towers, self.step)
         self.step += 1
         return {"metrics": {**_named(output), "train/grad_norm": gradient_norm.detach(), "train/lr": lr}}
 
-    def _set_lr(self, optimizer: torch.optim.Optimizer) -> float:
+    def _backward(self, loss: Tensor, last: bool) -> None:
+        if last:
+            self.manual_backward(loss)
+        else:
+            torch.autograd.backward(loss)  # DDP reduces only what manual_backward has prepared
+
+    def _set_lr(self, *optimizers: torch.optim.Optimizer) -> float:
         lr = self.optimizer_recipe.lr * self.schedule.lr_fraction(self.step, self.max_steps)
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in optimizers:
+            for group in optimizer.param_groups:
+                group["lr"] = lr
         return lr
 
-    def _check_first(self, batch: Batch, batch_index: int) -> None:
+    def _check_first(self, batch: Batch) -> None:
         missing = self.objective.required_keys - batch.keys()
-        if batch_index == 0 and missing:
+        if missing:
             name = type(self.objective).__name__
             raise ConfigError(f"objective {name} needs {sorted(missing)}, which the data does not give")
+        rows = gather_objects(len(batch["image"]))
+        if len(set(rows)) > 1:
+            raise DataError(
+                f"ranks have batches of {rows} rows; every rank must have the same number, which is "
+                "data.global_batch_size divided by the ranks"
+            )
+        if self.micro_batch_size is not None and self.micro_batch_size < rows[0]:
+            self._refuse_batch_norm()
+
+    def _refuse_batch_norm(self) -> None:
+        for name, module in self.towers.named_modules():
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                raise ConfigError(
+                    f"trainer.micro_batch_size={self.micro_batch_size} with batch normalisation in {name}: "
+                    "its statistics would be those of micro-batches; set it to null, or take another norm, "
+                    "as by model.image.options.norm_layer=groupnorm1"
+                )
 
 
 def _named(output: StepOutput) -> dict[str, Tensor]:
@@ -136,10 +205,10 @@ def averaged(metrics: Mapping[str, Tensor | float], *, device: torch.device) -> 
     return dict(zip(metrics, mean_over_ranks(values).tolist(), strict=True))
 
 
-def _full(value: Tensor) -> Tensor:
-    return value.float() if value.dtype in (torch.bfloat16, torch.float16) else value
-
-
 def _seed(*parts: object) -> int:
     """A 63-bit seed from any printable parts, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
+
+
+def _set_seed(*parts: object) -> None:
+    torch.manual_seed(_seed(*parts))

@@ -1,6 +1,6 @@
 """AdamW with the field's usual parameter groups."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -33,9 +33,9 @@ class AdamW:
                 "must be positive"
             )
 
-    def build(self, model: nn.Module) -> torch.optim.AdamW:
-        """The optimizer of `model`'s trainable parameters, in two groups."""
-        trainable = [p for p in model.parameters() if p.requires_grad]
+    def build(self, parameters: Iterable[nn.Parameter]) -> torch.optim.AdamW:
+        """The optimizer of those that are trainable, in two groups."""
+        trainable = [p for p in parameters if p.requires_grad]
         groups: list[dict[str, Any]] = [
             {"params": [p for p in trainable if p.ndim >= 2], "weight_decay": self.weight_decay},
             {"params": [p for p in trainable if p.ndim < 2], "weight_decay": 0.0},

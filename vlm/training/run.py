@@ -49,6 +49,7 @@ MAY_CHANGE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.accelerator",
+    "trainer.micro_batch_size",
     "trainer.log_every_n_steps",
     "checkpoint",
     "evaluation",
@@ -69,7 +70,9 @@ class Trainer:
         devices: processes on each node, one a device; "auto" takes every GPU, or one process on a CPU.
         strategy: what spreads the model over devices; with one device in all it is left out.
         precision: Lightning's names: "32-true", "bf16-mixed".
-        gradient_clip: largest norm of the whole gradient; null leaves it as it is.
+        gradient_clip: largest norm of the gradient of both towers; null leaves it as it is.
+        micro_batch_size: rows that the towers of a rank see at once; null: all. The loss stays that of the
+            whole batch, each row is encoded once more.
     """
 
     max_steps: int
@@ -79,12 +82,15 @@ class Trainer:
     strategy: Literal["ddp"]
     precision: Literal["32-true", "bf16-mixed"]
     gradient_clip: float | None
+    micro_batch_size: int | None
     log_every_n_steps: int
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "num_nodes", "log_every_n_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ConfigError(f"trainer.micro_batch_size={self.micro_batch_size} must be at least 1, or null")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ConfigError(
                 f"trainer.gradient_clip={self.gradient_clip} must be positive, or null for none"
@@ -224,6 +230,7 @@ def train(run: Run) -> Path:
         schedule=run.schedule,
         max_steps=run.trainer.max_steps,
         gradient_clip=run.trainer.gradient_clip,
+        micro_batch_size=run.trainer.micro_batch_size,
         seed=run.seed,
         resume_from=start,
         init_from=init,

@@ -1,6 +1,10 @@
-"""A dual encoder small enough for float64, as plain data."""
+"""A dual encoder small enough for float64, as plain data, and objectives for it."""
 
 from typing import Any
+
+from vlm.objectives import ClipObjective, Objective, SigLipObjective
+
+OBJECTIVES = {"clip": ClipObjective, "siglip": SigLipObjective}
 
 VOCAB, EOT, CONTEXT = 40, 2, 12
 
@@ -60,3 +64,13 @@ def tiny_mapping(kind: str = "causal", /, **text: Any) -> dict[str, Any]:
         },
         "text": {**TEXTS[kind], **text},
     }
+
+
+def objective_of(kind: str = "clip", /, **changes: Any) -> Objective:
+    values = {
+        "implementation": "tiled",
+        "group_size": None,
+        "max_logit_scale": 100.0,
+        "mask_equal_captions": False,
+    }
+    return OBJECTIVES[kind](**{**values, **changes})

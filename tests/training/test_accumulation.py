@@ -1,0 +1,183 @@
+"""Micro-batches give the loss and the gradients of the whole batch."""
+
+import csv
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gloo import run_gloo
+from tiny_model import OBJECTIVES, objective_of, tiny_mapping
+from torch import Tensor
+from toy_run import composed, tiny_overrides
+
+from vlm.cli.train import train_from
+from vlm.distributed import Topology
+from vlm.errors import ConfigError
+from vlm.models import DualEncoder, ModelSpec, build_model
+from vlm.objectives import Objective
+from vlm.training import accumulation
+from vlm.training.accumulation import loss_and_gradients
+from vlm.types import Batch
+
+ROWS = 8
+
+
+def batch() -> dict[str, Tensor]:
+    """Captions of different lengths, some of them equal."""
+    generator = torch.Generator().manual_seed(3)
+    text = torch.randint(3, 40, (ROWS, 8), generator=generator)
+    for row in range(ROWS):
+        text[row, 2 + row % 6] = 2  # end of text
+    return {
+        "image": torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8),
+        "text": text,
+        "caption_id": torch.tensor([0, 1, 2, 1, 3, 0, 4, 1]),
+    }
+
+
+def model_of(kind: str, *, dropout: float = 0.0) -> DualEncoder:
+    mapping = tiny_mapping()
+    mapping["init_logit_bias"] = -3.0 if kind == "siglip" else None
+    mapping["image"]["options"]["proj_drop_rate"] = dropout
+    torch.manual_seed(0)
+    return build_model(ModelSpec.from_mapping(mapping)).double()
+
+
+def one_rank(kind: str, micro_batch_size: int | None, bug: str | None = None) -> dict[str, Tensor]:
+    """Loss and gradients, averaged over ranks."""
+    topology, model = Topology.current(), model_of(kind)
+    rows = {name: value.chunk(topology.world_size)[topology.rank] for name, value in batch().items()}
+
+    def backward(loss: Tensor, last: bool) -> None:
+        loss.backward()
+        if bug == "scale counted in every part" and not last:
+            model.logit_scale.grad *= 2
+
+    if bug == "each part alone":
+        accumulation._encode_without_graph = lambda o, m, parts, seed: own_part(o, m, parts)
+    output = loss_and_gradients(
+        objective_of(kind, mask_equal_captions=True),
+        model,
+        Batch(**rows),  # type: ignore[typeddict-item]
+        micro_batch_size=micro_batch_size,
+        seed=lambda number: None,
+        backward=backward,
+    )
+    result = {"loss": output.total.detach(), **{name: p.grad for name, p in model.named_parameters()}}
+    for value in result.values():
+        if topology.world_size > 1:
+            torch.distributed.all_reduce(value)
+        value /= topology.world_size
+    return result
+
+
+def own_part(objective: Objective, model: DualEncoder, parts: list[Batch]) -> dict[str, Tensor]:
+    """The first part's vectors in place of everyone's: pairs no longer meet those of other parts."""
+    with torch.no_grad():
+        encoded = [objective.encode(model, parts[0]) for _ in parts]
+    joined = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+    return {n: v.requires_grad_() if v.is_floating_point() else v for n, v in joined.items()}
+
+
+def every_size(kind: str) -> list[dict[str, Tensor]]:
+    rows = ROWS // Topology.current().world_size
+    return [one_rank(kind, size) for size in (rows, rows // 2, 1, max(1, rows - 1), None)]
+
+
+@pytest.mark.parametrize("kind", list(OBJECTIVES))
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_gradients_are_those_of_the_whole_batch_in_one_process(
+    kind: str, world_size: int, tmp_path: Path
+) -> None:
+    expected = one_rank(kind, None)
+    assert {"logit_scale", "image_projection.weight"} < expected.keys()
+    for found in run_gloo(every_size, world_size, tmp_path, kind)[0]:
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-10, msg=name)
+
+
+@pytest.mark.parametrize(
+    ("bug", "shows_in"),
+    [("each part alone", "image_projection.weight"), ("scale counted in every part", "logit_scale")],
+)
+def test_a_planted_bug_is_noticed(bug: str, shows_in: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(accumulation, "_encode_without_graph", accumulation._encode_without_graph)
+    expected, found = one_rank("clip", None), one_rank("clip", 2, bug)
+    assert (found[shows_in] - expected[shows_in]).abs().max() > 1e-4
+
+
+def test_dropout_draws_the_same_when_encoded_again() -> None:
+    """The gradients are those of a graph that is kept over all parts."""
+
+    def seed(number: int) -> None:
+        torch.manual_seed(100 + number)
+
+    whole, objective, kept = batch(), objective_of("clip"), model_of("clip", dropout=0.5)
+    parts = accumulation.split(Batch(**whole), 3)  # type: ignore[typeddict-item]
+    encoded = []
+    for number, part in enumerate(parts):
+        seed(number)
+        encoded.append(objective.encode(kept, part))
+    objective.loss(kept, {n: torch.cat([e[n] for e in encoded]) for n in encoded[0]}).total.backward()
+
+    model = model_of("clip", dropout=0.5)
+    loss_and_gradients(
+        objective,
+        model,
+        Batch(**whole),  # type: ignore[typeddict-item]
+        micro_batch_size=3,
+        seed=seed,
+        backward=lambda loss, last: loss.backward(),
+    )
+    for (name, parameter), other in zip(model.named_parameters(), kept.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=0, atol=1e-10, msg=name)
+    assert not torch.equal(objective.encode(model, part)["image"], objective.encode(model, part)["image"])
+
+
+def test_weights_cast_without_a_graph_are_not_met_again() -> None:
+    """Autocast would hand the casts of the first pass, which carry no gradients, to the second."""
+    gradients: list[dict[str, Any]] = []
+    for size in (None, 4):
+        model = model_of("clip").float()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss_and_gradients(
+                objective_of("clip"),
+                model,
+                Batch(**batch()),  # type: ignore[typeddict-item]
+                micro_batch_size=size,
+                seed=lambda number: None,
+                backward=lambda loss, last: loss.backward(),
+            )
+        gradients.append({name: p.grad for name, p in model.named_parameters()})
+    assert gradients[1].keys() == gradients[0].keys()
+    for name, value in gradients[0].items():
+        assert (gradients[1][name] - value).norm() <= 0.1 * value.norm() + 1e-4, name
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file)]
+
+
+def test_a_run_in_micro_batches_is_the_same_run_over_two_ranks(toy: Path) -> None:
+    runs = []
+    for size in ("null", "5"):
+        name = f"micro_{size}"
+        overrides = ["suite=none", "trainer.devices=2", f"trainer.micro_batch_size={size}"]
+        command = [sys.executable, "-m", "vlm.cli.train"]
+        command += tiny_overrides(toy, *overrides, f"run.name={name}", "trainer.max_steps=4")
+        subprocess.run(command, check=True, capture_output=True, timeout=200)
+        runs.append(losses(toy / "runs" / name))
+    assert len(runs[0]) == 4
+    assert runs[1] == pytest.approx(runs[0], rel=1e-4)
+
+
+def test_batch_normalisation_is_refused(toy: Path) -> None:
+    options = "++model.image.options.norm_layer=batchnorm2d"
+    with pytest.raises(ConfigError, match=r"trainer\.micro_batch_size=5 with batch normalisation in image"):
+        train_from(
+            composed(tiny_overrides(toy, "run.name=bn", "suite=none", "trainer.micro_batch_size=5", options))
+        )

@@ -1,0 +1,103 @@
+"""One step's loss and gradients, the towers seeing all rows at once or micro-batch by micro-batch.
+
+Adding up the losses of micro-batches would compare each pair with its own micro-batch only. Here all rows are
+encoded first, without a graph; one loss over all of them gives the gradient of every vector; then each
+micro-batch is encoded again, and its vectors' gradients go back through the towers. The result is that of the
+whole batch, the memory of the towers that of a micro-batch, and the price one more forward.
+
+Source: arXiv:2101.06983, section 3.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from vlm.objectives import Encoded, Objective
+from vlm.types import Batch, ContrastiveModel, StepOutput
+
+Backward = Callable[[Tensor, bool], None]
+"""Sends a scalar back through the towers; true for the last of a step, when ranks reduce gradients."""
+
+
+def loss_and_gradients(
+    objective: Objective,
+    model: ContrastiveModel,
+    batch: Batch,
+    *,
+    micro_batch_size: int | None,
+    seed: Callable[[int], None],
+    backward: Backward,
+) -> StepOutput:
+    """Leave the gradients of `objective` over the whole batch in the parameters of `model`.
+
+    Args:
+        micro_batch_size: rows that the towers see at once; None: all of this rank.
+        seed: is called with the number of a micro-batch before it is encoded, and sets the random state, so
+            that dropout draws the same when it is encoded again.
+    """
+    parts = list(split(batch, micro_batch_size))
+    if len(parts) == 1:
+        seed(0)
+        output = _loss(objective, model, objective.encode(model, batch))
+        backward(output.total, True)
+        return output
+    vectors = _encode_without_graph(objective, model, parts, seed)
+    output = _loss(objective, model, vectors)
+    torch.autograd.backward(output.total)  # to the vectors, and to the parameters of the loss itself
+    first = 0
+    for number, part in enumerate(parts):
+        seed(number)
+        encoded = _full(objective.encode(model, part))
+        rows = slice(first, first := first + _length(encoded))
+        products = [
+            (encoded[name] * value.grad[rows]).sum()
+            for name, value in vectors.items()
+            if value.grad is not None
+        ]
+        backward(torch.stack(products).sum(), number == len(parts) - 1)
+    return output
+
+
+def split(batch: Batch, size: int | None) -> Iterator[Batch]:
+    """Micro-batches of `size` rows, the last may have fewer; entries that are not rows stay behind."""
+    length = len(batch["image"])
+    if size is None or size >= length:
+        yield batch
+        return
+    rows = {name: value for name, value in batch.items() if name != "broken"}
+    for first in range(0, length, size):
+        part = {name: cast(Any, value)[first : first + size] for name, value in rows.items()}
+        yield cast(Batch, part)
+
+
+def _encode_without_graph(
+    objective: Objective, model: ContrastiveModel, parts: list[Batch], seed: Callable[[int], None]
+) -> dict[str, Tensor]:
+    """All rows, those of floating point as leaves of a new graph."""
+    encoded = []
+    with torch.no_grad():
+        for number, part in enumerate(parts):
+            seed(number)
+            encoded.append(_full(objective.encode(model, part)))
+    # Autocast keeps the weights that it has cast, here without a graph: the next forward must not meet them.
+    torch.clear_autocast_cache()
+    joined = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
+    return {n: value.requires_grad_() if value.is_floating_point() else value for n, value in joined.items()}
+
+
+def _loss(objective: Objective, model: ContrastiveModel, encoded: Encoded) -> StepOutput:
+    device = next(iter(encoded.values())).device
+    with torch.autocast(device.type, enabled=False):
+        return objective.loss(model, _full(encoded))
+
+
+def _full(encoded: Encoded) -> Encoded:
+    """In single precision what came out of the towers in half."""
+    half = (torch.bfloat16, torch.float16)
+    return {name: value.float() if value.dtype in half else value for name, value in encoded.items()}
+
+
+def _length(encoded: Mapping[str, Tensor]) -> int:
+    return len(next(iter(encoded.values())))
