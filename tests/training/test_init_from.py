@@ -42,7 +42,7 @@ def test_a_new_run_starts_with_the_weights_at_step_0(
     from vlm.training.module import TrainingModule
 
     def note(module: TrainingModule) -> None:
-        started.append({name: value.clone() for name, value in module.towers.state_dict().items()})
+        started.append({name: value.clone() for name, value in module.weights().items()})
         assert module.step == 0
         optimizer = module.optimizers()
         assert not optimizer.optimizer.state  # type: ignore[union-attr]
