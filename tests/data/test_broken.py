@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import traceback
 
 import pytest
 from servers import serving_files
@@ -154,6 +155,19 @@ def test_a_lost_shard_is_not_opened_for_each_of_its_samples(tmp_path, monkeypatc
     assert causes.count("missing_shard") == 20
     assert causes.count("damaged_shard") > 10
     assert len(opened) <= 3
+
+
+def test_the_error_of_a_lost_shard_does_not_grow_with_its_samples(tmp_path):
+    pattern = damaged(tmp_path, lambda path: cut(path, 0.3))
+    cursor = ShardCursor(open_shards(pattern, key="k"), None)
+    frames = []
+    for row in range(20):
+        try:
+            cursor.read(2, row)
+        except DamagedShardError as error:
+            frames.append(len(traceback.extract_tb(error.__traceback__)))
+    assert len(frames) > 10
+    assert len(set(frames[1:])) == 1
 
 
 def test_a_shard_that_vanished_is_replaced(tmp_path):

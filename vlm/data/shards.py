@@ -115,7 +115,7 @@ class ShardCursor:
             DataError: the shard cannot be read just now.
         """
         if self._lost and self._lost[0] == shard and row >= self._lost[1]:
-            raise self._lost[2]
+            raise self._lost[2].with_traceback(None)  # it would grow with each sample that is asked for
         url = self._shards.urls[shard]
         try:
             sample = self._move_to(shard, row).read()
