@@ -18,7 +18,7 @@ import importlib.metadata
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer
 from vlm.errors import CheckpointError, ConfigError
-from vlm.inference.contradictions import carried, require_carried
+from vlm.inference.contradictions import carried, require_carried, require_configured
 from vlm.models import ModelSpec
 from vlm.models.state_dict import require_fit
 
@@ -42,9 +42,6 @@ DESCRIPTION = "model.json"
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 NAMES_SHOWN = 8
-
-# A built model describes itself without these: weights are no longer fetched, a size may have been filled up.
-_SETTLED_LATER = frozenset({"pretrained", "vocab_size", "eot_id"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +182,12 @@ def read_description(checkpoint: Path) -> Description:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not the description of a model: {error}") from error
-    _refuse_contradictions(path, content, read_config(checkpoint))
+    config = read_config(checkpoint)
+    configured = {
+        "model": config.get("model") or {},
+        "preprocess": (config.get("data") or {}).get("preprocess") or {},
+    }
+    require_configured(content, configured, where=path, config=checkpoint / CONFIG)
     if digest != _digest(content):
         raise CheckpointError(f"{path} was altered after it was written: its digest does not fit its content")
     return description
@@ -241,29 +243,6 @@ def _commit() -> str:
         return subprocess.run(describe, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
-
-
-def _refuse_contradictions(path: Path, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
-    """What `model.json` says of model and preprocessing must be what the run was configured to make."""
-    configured = {
-        "model": config.get("model") or {},
-        "preprocess": (config.get("data") or {}).get("preprocess") or {},
-    }
-    for part, values in configured.items():
-        for key, (described, asked) in _pairs(content[part], values, part):
-            raise CheckpointError(
-                f"{path} says {key}={described!r}, {CONFIG} beside it says {asked!r}; one was changed "
-                "after the checkpoint was written, so neither is believed"
-            )
-
-
-def _pairs(described: Any, asked: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Values that differ, by key; those that were left to the tokenizer or to the library do not count."""
-    if isinstance(described, Mapping) and isinstance(asked, Mapping):
-        for name in described.keys() & asked.keys() - _SETTLED_LATER:
-            yield from _pairs(described[name], asked[name], f"{key}.{name}")
-    elif asked is not None and described != asked:
-        yield key, (described, asked)
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

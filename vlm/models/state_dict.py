@@ -57,9 +57,9 @@ def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, whe
         raise CheckpointError(f"the weights of {where} do not fit the model:\n{listed}")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of text below a header, in columns; of many rows the first."""
-    rows = list(rows)
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows below a header, in columns; of many rows the first."""
+    rows = [[str(cell) for cell in row] for row in rows]
     cells = [header, *rows[:_ROWS_SHOWN]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [

@@ -75,7 +75,7 @@ class InitFrom:
         """
         model.load_state_dict(self._fitted(model))
 
-    def _contradictions(self, own: DualEncoder) -> list[tuple[str, str, str]]:
+    def _contradictions(self, own: DualEncoder) -> list[tuple[str, object, object]]:
         then = described(self._description.model)
         rows = [
             (f"activation of the {tower} tower", activations(mine), activations(theirs))
