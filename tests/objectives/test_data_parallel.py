@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from gloo import run_gloo
+from tiny_model import EOT, VOCAB, tiny_mapping
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -13,30 +14,6 @@ from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import ClipObjective, Objective
 from vlm.types import Batch
 
-SPEC = ModelSpec.from_mapping(
-    {
-        "embed_dim": 8,
-        "init_logit_scale": 10.0,
-        "image": {
-            "name": "vit_tiny_patch16_224",
-            "image_size": 16,
-            "mean": [0.5, 0.4, 0.3],
-            "std": [0.2, 0.25, 0.3],
-            "pretrained": False,
-            "options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
-        },
-        "text": {
-            "kind": "causal",
-            "context_length": 8,
-            "vocab_size": 40,
-            "eot_id": 2,
-            "width": 16,
-            "layers": 2,
-            "heads": 2,
-            "activation": "gelu",
-        },
-    }
-)
 ROWS = 8
 
 
@@ -55,9 +32,9 @@ class Step(nn.Module):
 def own_rows(topology: Topology) -> Batch:
     """This rank's slice of one batch; rows have captions of different lengths, some of them equal."""
     generator = torch.Generator().manual_seed(3)
-    text = torch.randint(3, 40, (ROWS, 8), generator=generator)
+    text = torch.randint(3, VOCAB, (ROWS, 8), generator=generator)
     for row in range(ROWS):
-        text[row, 2 + row % 6] = 2  # end of text
+        text[row, 2 + row % 6] = EOT
     batch = {
         "image": torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8),
         "text": text,
@@ -70,7 +47,7 @@ def gradients(masked: bool) -> dict[str, Tensor]:
     """Mean loss and averaged gradient of every parameter, in float64."""
     topology = Topology.current()
     torch.manual_seed(0)
-    model = build_model(SPEC).double()
+    model = build_model(ModelSpec.from_mapping(tiny_mapping())).double()
     step: nn.Module = Step(model, ClipObjective(max_logit_scale=100.0, mask_equal_captions=masked))
     if topology.world_size > 1:
         step = DistributedDataParallel(step)
