@@ -112,6 +112,7 @@ class Trainer:
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
+                log_every_n_steps=1,  # StepLog logs; it would warn of a run of fewer steps
                 use_distributed_sampler=False,
                 **lightning,
             )
