@@ -8,12 +8,12 @@ import pytest
 from servers import serving_files
 from small_shards import PREPROCESS, image_bytes, sample, tokenize, train_data, write_shards, write_tar
 
+from vlm.broken import Cause
 from vlm.data import Source, eval_loader, open_shards, read_records, shards
 from vlm.data.index import shard_sizes
 from vlm.data.shards import DamagedShardError, MissingShardError, ShardCursor
 from vlm.data.tar import open_shard
 from vlm.errors import DataError
-from vlm.types import Cause
 
 SIZES = [20, 20, 24, 16]
 

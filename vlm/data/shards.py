@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy import ndarray
 
+from vlm.broken import BrokenSample, Cause
 from vlm.data.cache import ShardCache
 from vlm.data.index import read_offsets, shard_sizes
 from vlm.data.remote import DEFAULT_REMOTE, Remote, StoreError, contact
 from vlm.data.sources import expand_shards
 from vlm.data.tar import DAMAGE, CutError, RawSample, TarReader, is_local, open_shard
 from vlm.errors import DataError, VlmError
-from vlm.types import BrokenSample, Cause
 
 _REINDEX = "if the shard was replaced, delete sizes.json and its .index.parquet to have it indexed again"
 

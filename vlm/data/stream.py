@@ -4,10 +4,10 @@ from collections.abc import Iterator, Sequence
 
 from numpy import ndarray
 
+from vlm.broken import BrokenSample
 from vlm.data.order import Order, Run
 from vlm.data.shards import ShardCursor
 from vlm.data.tar import RawSample
-from vlm.types import BrokenSample
 
 # A cut shard leaves windows without a whole sample. Then others are tried, as many as this, in random places.
 _TRIES_ELSEWHERE = 64

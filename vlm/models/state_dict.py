@@ -59,13 +59,13 @@ def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, whe
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Rows below a header, in columns; of many rows the first."""
-    rows = [[str(cell) for cell in row] for row in rows]
-    cells = [header, *rows[:_ROWS_SHOWN]]
+    texts = [[str(cell) for cell in row] for row in rows]
+    cells = [header, *texts[:_ROWS_SHOWN]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
         "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
     ]
-    more = len(rows) - _ROWS_SHOWN
+    more = len(texts) - _ROWS_SHOWN
     return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
 
 

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from vlm.broken import BrokenSample, Cause
 from vlm.distributed import Topology, gather_objects, sum_over_ranks
 from vlm.errors import DataError
-from vlm.types import Batch, BrokenSample, Cause
+from vlm.types import Batch
 
 log = logging.getLogger(__name__)
 
