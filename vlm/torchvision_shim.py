@@ -9,7 +9,6 @@ That takes torch, so it waits until somebody looks for torchvision: `import vlm`
 
 import importlib.util
 import sys
-from collections.abc import Sequence
 from importlib.abc import MetaPathFinder
 from importlib.machinery import ModuleSpec
 from pathlib import Path
@@ -26,9 +25,7 @@ class _BeforeTorchvision(MetaPathFinder):
         self._asked = False
         self._library: Any = None  # it undoes its definitions when collected, so it must outlive torchvision
 
-    def find_spec(
-        self, name: str, path: Sequence[str] | None, target: ModuleType | None = None
-    ) -> ModuleSpec | None:
+    def find_spec(self, name: str, path: Any, target: ModuleType | None = None) -> ModuleSpec | None:
         if name == _NAME and not self._asked:
             self._asked = True  # what follows looks for torchvision itself
             self._library = _declare()
