@@ -182,12 +182,7 @@ def read_description(checkpoint: Path) -> Description:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{path} is not the description of a model: {error}") from error
-    config = read_config(checkpoint)
-    configured = {
-        "model": config.get("model") or {},
-        "preprocess": (config.get("data") or {}).get("preprocess") or {},
-    }
-    require_configured(content, configured, where=path, config=checkpoint / CONFIG)
+    _refuse_contradictions(path, content, read_config(checkpoint))
     if digest != _digest(content):
         raise CheckpointError(f"{path} was altered after it was written: its digest does not fit its content")
     return description
@@ -243,6 +238,15 @@ def _commit() -> str:
         return subprocess.run(describe, capture_output=True, text=True, timeout=20, check=True).stdout.strip()
     except (OSError, subprocess.SubprocessError):
         return ""
+
+
+def _refuse_contradictions(path: Path, content: Mapping[str, Any], config: Mapping[str, Any]) -> None:
+    """What `model.json` says of model and preprocessing must be what the run was configured to make."""
+    configured = {
+        "model": config.get("model") or {},
+        "preprocess": (config.get("data") or {}).get("preprocess") or {},
+    }
+    require_configured(content, configured, where=path, config=path.with_name(CONFIG))
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:
