@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -255,15 +255,29 @@ def _fit(
     batches = data.loader(tokenizer, start_step=module.step, stop_step=max_steps, **ranks)
     loader = TimedLoader(batches, max_steps - module.step)
 
-    def keep_batch(step: int) -> Path:
-        # The batch of a step is a function of the step: nothing had to be kept until now.
-        batch = next(iter(data.loader(tokenizer, start_step=step - 1, stop_step=step, **ranks)))
-        folder = run.folder / "not_finite" / f"step_{step:08d}"
-        keep_for_a_look(batch, tokenizer, folder, rank=trainer.global_rank)
-        return folder
-
     def loaded(module: TrainingModule) -> Loaded:
         return Loaded(module.towers, run.data.preprocess, tokenizer)
+
+    step_log = _step_log(run, loader, data, tokenizer, **ranks)
+    control = Control(group, every_minutes=run.checkpoint.every_minutes)
+    checkpoint = _checkpoint(run, loaded, step_log, control, data)
+    evaluate = _evaluate(run, loaded, step_log, checkpoint)
+    # The checkpoint comes before the evaluation: a fault in the latter then costs nothing.
+    callbacks = [step_log, control, checkpoint, *([evaluate] if run.evaluators else [])]
+    trainer.callbacks += callbacks  # type: ignore[attr-defined]
+    trainer.fit(module, train_dataloaders=loader)
+
+
+def _step_log(
+    run: Run, loader: TimedLoader, data: TrainSet, tokenizer: Tokenizer, *, rank: int, world_size: int
+) -> StepLog:
+    def keep_batch(step: int) -> Path:
+        # The batch of a step is a function of the step: nothing had to be kept until now.
+        again = data.loader(tokenizer, start_step=step - 1, stop_step=step, rank=rank, world_size=world_size)
+        batch = next(iter(again))
+        folder = run.folder / "not_finite" / f"step_{step:08d}"
+        keep_for_a_look(batch, tokenizer, folder, rank=rank)
+        return folder
 
     watch = Watch(
         chance_losses=run.objective.chance_losses(run.data.global_batch_size),
@@ -271,42 +285,51 @@ def _fit(
         num_workers=run.data.num_workers,
         worker_counts=run.data.worker_counts,
     )
-    step_log = StepLog(
+    return StepLog(
         loader,
         BrokenSamples(run.folder, max_share=run.data.max_broken_share),
         watch,
         keep_batch,
         every_n_steps=run.trainer.log_every_n_steps,
         global_batch_size=run.data.global_batch_size,
-        max_steps=max_steps,
+        max_steps=run.trainer.max_steps,
     )
-    control = Control(group, every_minutes=run.checkpoint.every_minutes)
-    checkpoint = Checkpoint(
+
+
+def _checkpoint(
+    run: Run,
+    loaded: Callable[[TrainingModule], Loaded],
+    step_log: StepLog,
+    control: Control,
+    data: TrainSet,
+) -> Checkpoint:
+    return Checkpoint(
         run.folder / "checkpoints",
         loaded,
         step_log,
         control,
         every_n_steps=run.checkpoint.every_n_steps,
-        max_steps=max_steps,
+        max_steps=run.trainer.max_steps,
         keep_last=run.checkpoint.keep_last,
         keep_best=run.checkpoint.keep_best,
         config=run.config,
         data=data.fingerprint,
     )
-    evaluate = Evaluate(
+
+
+def _evaluate(
+    run: Run, loaded: Callable[[TrainingModule], Loaded], step_log: StepLog, checkpoint: Checkpoint
+) -> Evaluate:
+    return Evaluate(
         run.evaluators,
         loaded,
         step_log,
         checkpoint,
         every_n_steps=run.evaluation.every_n_steps,
-        max_steps=max_steps,
+        max_steps=run.trainer.max_steps,
         batch_size=run.evaluation.batch_size,
         num_workers=run.evaluation.num_workers,
     )
-    # The checkpoint comes before the evaluation: a fault in the latter then costs nothing.
-    callbacks = [step_log, control, checkpoint, *([evaluate] if run.evaluators else [])]
-    trainer.callbacks += callbacks  # type: ignore[attr-defined]
-    trainer.fit(module, train_dataloaders=loader)
 
 
 def _prepare(run: Run) -> Path | None:
