@@ -4,6 +4,7 @@ import functools
 import logging
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable
 from pathlib import Path
@@ -84,3 +85,12 @@ def _quiet_logging() -> None:
     # Lightning about its own insides, and about logging that this project does itself.
     warnings.filterwarnings("ignore", module=r"lightning\.")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    threading.excepthook = _tell_of_thread
+
+
+def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
+    """A full disk is one line in a library's thread too; the command meets it by itself, and ends."""
+    if isinstance(failure.exc_value, OSError):
+        logging.getLogger(__name__).warning("%s", failure.exc_value)
+    else:
+        threading.__excepthook__(failure)

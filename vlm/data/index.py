@@ -28,7 +28,7 @@ from tqdm import tqdm
 from vlm.data.remote import DEFAULT_REMOTE, PIPE, Remote, StoreError, read_small
 from vlm.data.tar import DAMAGE, TarReader, is_compressed, is_local, open_shard
 from vlm.errors import DataError
-from vlm.files import replacing
+from vlm.files import DRAFT, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -176,6 +176,7 @@ def _folder_sizes(folder: str, names: Sequence[str], remote: Remote) -> dict[str
         known = _known_sizes(folder, home, names, remote)  # another process may have counted meanwhile
         missing = [name for name in names if name not in known]
         if missing:
+            _remove_drafts(home)
             known |= _count(folder, home, missing, remote)
             write_sizes(home, {name: known[name] for name in missing})
             logger.info("indexed %d shards of %s; the index is in %s", len(missing), folder, home)
@@ -295,6 +296,12 @@ def _pass(url: str, tar: Path, remote: Remote) -> int:
         sizes = [stop - start for start, stop in pairwise(starts)]
         write_offsets(tar, keys, starts[:-1], sizes)
     return len(keys)
+
+
+def _remove_drafts(home: Path) -> None:
+    """Remove what a process that was killed while it indexed has left; others wait for the lock."""
+    for draft in (*home.glob(f".*.index.parquet.*{DRAFT}"), *home.glob(f".{SIZES}.*{DRAFT}")):
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

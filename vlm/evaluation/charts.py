@@ -33,11 +33,11 @@ class Curve:
 def read_curves(metrics_csv: Path) -> list[Curve]:
     """The curves worth drawing from a table with a column `step`; empty cells and single points left out."""
     points: dict[str, list[Point]] = {}
-    with metrics_csv.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
-            for name, cell in row.items():
-                if cell and SHOWN.fullmatch(name) and math.isfinite(value := float(cell)):
-                    points.setdefault(name, []).append((float(row["step"]), value))
+    lines = metrics_csv.read_text(encoding="utf-8").splitlines(keepends=True)
+    for row in csv.DictReader(line for line in lines if line.endswith("\n")):  # the last may be half written
+        for name, cell in row.items():
+            if cell and SHOWN.fullmatch(name) and math.isfinite(value := float(cell)):
+                points.setdefault(name, []).append((float(row["step"]), value))
     terms = [name for name in points if name.startswith("train/loss/")]
     if len(terms) == 1:
         del points[terms[0]]  # the loss itself

@@ -102,6 +102,7 @@ class _List:
             self._append(rows, self._known)
         except OSError as error:  # a list is not worth a run
             log.warning("%s cannot be written: %s", self.path, error)
+            self._known = None  # read again, without the line that was cut
 
     def _append(self, rows: list[tuple[int, BrokenSample]], known: set[tuple[str, str]]) -> None:
         fresh = []

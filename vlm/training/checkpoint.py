@@ -29,6 +29,9 @@ log = logging.getLogger(__name__)
 
 OPTIMIZER = "optimizer.safetensors"
 
+EVALUATION = "evaluation.json"
+"""What the suite gave for a checkpoint, written into it later; without it an evaluation was cut short."""
+
 STATE = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter."""
 
@@ -67,15 +70,15 @@ def save(
         for path in draft.iterdir():
             _flush(path)
         _flush(draft)
+        remove(folder)
+        draft.rename(folder)
+        _flush(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(
             f"{folder} cannot be written: {error}; earlier checkpoints are whole: make room, then go on with "
             "run.resume=true"
         ) from error
-    remove(folder)
-    draft.rename(folder)
-    _flush(folder.parent)
 
 
 def remove(folder: Path) -> None:
@@ -109,11 +112,13 @@ class CheckpointFolder:
         for pattern in (".*.tmp", ".*.old"):
             for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
-        remove_drafts(self.path)
+        found = checkpoints_of(self.path.parent)
+        for folder in (self.path, *found):
+            remove_drafts(folder)
         if self.keep_last is None:
             return
         best = self._best()
-        for checkpoint in checkpoints_of(self.path.parent)[: -self.keep_last]:
+        for checkpoint in found[: -self.keep_last]:
             if best is None or checkpoint.name != best["checkpoint"]:
                 remove(checkpoint)
 
@@ -143,9 +148,17 @@ class CheckpointFolder:
             "metric": self.keep_best,
             "value": metrics[self.keep_best],
         }
-        with replacing(self.path / "best.json") as draft:
-            draft.write_text(json.dumps(best, indent=2) + "\n")
+        _write_json(self.path / "best.json", best)
         self.prune()
+
+    def note_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Put the metrics of an evaluation into the checkpoint of its step, if it has one."""
+        if self.place(step).is_dir():
+            _write_json(self.place(step) / EVALUATION, metrics)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation of the checkpoint of this step has come to its end."""
+        return (self.place(step) / EVALUATION).is_file()
 
     def _best(self) -> dict[str, Any] | None:
         try:
@@ -217,6 +230,11 @@ def _state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torc
         for parameter, state in optimizer.state.items()
         for entry in STATE
     }
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(content, indent=2) + "\n")
 
 
 def _hidden(folder: Path, ending: str) -> Path:

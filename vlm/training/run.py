@@ -17,13 +17,13 @@ from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
 from vlm.distributed import ControlGroup
 from vlm.errors import ConfigError
 from vlm.evaluation import Evaluator
-from vlm.files import remove_drafts, replacing
+from vlm.files import remove_drafts, replacing, writing
 from vlm.inference import TOKENIZER, Loaded, read_config, read_description
 from vlm.models import ModelSpec, described, try_pretrained
 from vlm.objectives import Objective
 from vlm.training.broken import BrokenSamples
-from vlm.training.callbacks import Checkpoint, Evaluate, StepLog, TimedLoader
-from vlm.training.checkpoint import last_whole
+from vlm.training.callbacks import GO_ON, Checkpoint, Evaluate, StepLog, TimedLoader
+from vlm.training.checkpoint import EVALUATION, last_whole
 from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
 from vlm.training.control import Control
 from vlm.training.init_from import InitFrom
@@ -229,7 +229,7 @@ def train(run: Run) -> Path:
         init_from=init,
         resize_positions=run.resize_positions,
     )
-    if module.step >= run.trainer.max_steps:
+    if control.first_rank_does(lambda: _is_complete(run, start, module.step)):
         log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
         return run.folder
     try:
@@ -249,6 +249,8 @@ def _fit(
     tokenizer: Tokenizer,
     group: ControlGroup,
 ) -> None:
+    # In `fit` the other ranks would wait for a first one that cannot make its files.
+    group.first_rank_does(lambda: _open_loggers(run))
     max_steps = run.trainer.max_steps
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     batches = data.loader(tokenizer, start_step=module.step, stop_step=max_steps, **ranks)
@@ -275,6 +277,8 @@ def _fit(
         BrokenSamples(run.folder, max_share=run.data.max_broken_share),
         watch,
         keep_batch,
+        group,
+        folder=run.folder,
         every_n_steps=run.trainer.log_every_n_steps,
         global_batch_size=run.data.global_batch_size,
         max_steps=max_steps,
@@ -308,6 +312,12 @@ def _fit(
     trainer.fit(module, train_dataloaders=loader)
 
 
+def _open_loggers(run: Run) -> None:
+    with writing(run.folder, then=GO_ON):
+        for logger in run.loggers:
+            getattr(logger, "experiment", None)
+
+
 def _prepare(run: Run) -> Path | None:
     """Shards, index, tokenizer and `config.json`, made by the first rank for all.
 
@@ -339,13 +349,21 @@ def _prepare(run: Run) -> Path | None:
             "weights and tokenizer of %s, at step 0 with a new optimizer; the key tokenizer is not used",
             init.checkpoint,
         )
-    run.folder.mkdir(parents=True, exist_ok=True)
-    remove_drafts(run.folder)
-    with replacing(run.folder / TOKENIZER) as draft:
-        tokenizer.save(draft)
-    with replacing(run.folder / "config.json") as draft:
-        draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
+    with writing(run.folder, then=GO_ON):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(run.folder)
+        with replacing(run.folder / TOKENIZER) as draft:
+            tokenizer.save(draft)
+        with replacing(run.folder / "config.json") as draft:
+            draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
     return start
+
+
+def _is_complete(run: Run, start: Path | None, step: int) -> bool:
+    """Whether nothing is left to do, not even an evaluation that was cut short at the last step."""
+    if step == run.trainer.max_steps and run.evaluators:
+        return start is not None and (start / EVALUATION).is_file()
+    return step >= run.trainer.max_steps
 
 
 def _starting_point(run: Run) -> Path | None:

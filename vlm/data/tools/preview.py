@@ -16,7 +16,7 @@ from vlm.data.sources import as_strings
 from vlm.data.tar import RawSample
 from vlm.data.tools.fonts import Font, find_font
 from vlm.errors import ConfigError
-from vlm.files import replacing
+from vlm.files import replacing, writing
 
 logger = logging.getLogger(__name__)
 
@@ -96,9 +96,10 @@ class Preview:
             )
         sheet = _sheet(cells, columns=min(self.columns, max(1, count)), side=self.image_size, font=font)
         out = Path(self.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as draft:
-            sheet.save(draft, "PNG")
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(out) as draft:
+                sheet.save(draft, "PNG")
         return count
 
     def _cell(self, sample: RawSample, font: Font) -> Cell:
