@@ -110,7 +110,7 @@ class StepLog(L.Callback):
         peak = torch.tensor(_peak_memory_gib(module.device), device=module.device)
         metrics["memory/peak_gib"] = max_over_ranks(peak).item()
         metrics |= self.broken.metrics(device=module.device)
-        self.log(trainer, metrics, step=module.step)
+        self.to_loggers(trainer, metrics, step=module.step)
         if self._bar is not None:
             self._show(module.step, metrics)
             self.watch.look(module.step, metrics)
@@ -121,7 +121,7 @@ class StepLog(L.Callback):
         if self._bar is not None:
             self._bar.close()
 
-    def log(self, trainer: L.Trainer, metrics: dict[str, float], *, step: int) -> None:
+    def to_loggers(self, trainer: L.Trainer, metrics: dict[str, float], *, step: int) -> None:
         """Give metrics to every logger, from the first rank; called on every rank.
 
         Raises:
@@ -367,5 +367,5 @@ class Evaluate(Pausing):
         )
         results = run_suite(self.evaluators, embedder)
         metrics = {f"eval/{name}/{k}": v for name, r in results.items() for k, v in r.metrics.items()}
-        self.step_log.log(trainer, metrics, step=module.step)
+        self.step_log.to_loggers(trainer, metrics, step=module.step)
         self.checkpoint.evaluated(trainer, module, metrics)
