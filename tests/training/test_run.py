@@ -138,6 +138,7 @@ def test_the_checkpoint_describes_the_run(finished: Path) -> None:
     assert config["optimizer"]["lr"] == 1e-3
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         "config.json",
+        "evaluation.json",
         "model.json",
         "model.safetensors",
         "optimizer.safetensors",
