@@ -1,4 +1,4 @@
-"""Seconds to the first batch of an epoch of 100,000 samples, begun at 0 % and at 90 %, in turn."""
+"""Seconds to the first batches of an epoch of 100,000 samples, begun at 0 % and at 90 %, in turn."""
 
 import argparse
 import gzip
@@ -15,10 +15,10 @@ import torch
 from PIL import Image
 
 import vlm
-from vlm.data import Augment, Preprocess, Remote, ShardCache, Source, TrainData
+from vlm.data import Augment, Preprocess, Remote, ShardCache, Source, TrainData, TrainSet
 from vlm.data.writer import ShardWriter
 
-SHARD, PICTURES, SIDE = 1000, 500, 64
+SHARD, PICTURES, SIDE, GROUPS = 1000, 500, 64, 4
 PREPROCESS = Preprocess(
     image_size=SIDE, background=[255, 255, 255], resize_mode="shortest", interpolation="bicubic"
 )
@@ -49,7 +49,7 @@ def tokenize(captions: list[str]) -> torch.Tensor:
     return torch.nn.utils.rnn.pad_sequence(rows, batch_first=True)
 
 
-def opened(shards: str, workers: int) -> TrainData:
+def opened(shards: str, workers: int) -> TrainSet:
     """Everything but the size of the pictures as `configs/data` has it."""
     return TrainData(
         train=Source(shards=shards, captions="txt"),
@@ -57,7 +57,7 @@ def opened(shards: str, workers: int) -> TrainData:
         preprocess=PREPROCESS,
         augment=AUGMENT,
         global_batch_size=256,
-        stream_groups=4,
+        stream_groups=GROUPS,
         streams_per_group=8,
         shuffle_samples=16384,
         num_workers=workers,
@@ -68,45 +68,54 @@ def opened(shards: str, workers: int) -> TrainData:
     ).open()
 
 
-def seconds_to_first_batch(data, share: float) -> float:
-    """From making the loader on, as training does after it has opened the data."""
+def seconds_to_batches(data: TrainSet, share: float) -> tuple[float, float]:
+    """To the first batch, and to the one with which every group of streams is open.
+
+    From making the loader on, as training does after it has opened the data.
+    """
     step = int(share * data.batches_per_epoch)
     start = time.perf_counter()
-    loader = data.loader(tokenize, start_step=step, stop_step=2 * step + 100, rank=0, world_size=1)
+    loader = data.loader(tokenize, start_step=step, stop_step=step + 100, rank=0, world_size=1)
     batches = iter(loader)
     next(batches)
+    first = time.perf_counter() - start
+    for _ in range(GROUPS - 1):
+        next(batches)
     spent = time.perf_counter() - start
     batches.close()
-    return spent
+    return first, spent
+
+
+def report(label: str, pairs: list[tuple[float, float]]) -> None:
+    texts = [
+        f"{statistics.median(values):6.2f} s ({min(values):.2f} to {max(values):.2f})"
+        for values in zip(*pairs, strict=True)
+    ]
+    print(f"{label:<32}first batch {texts[0]:<26} batch {GROUPS} {texts[1]}", flush=True)
 
 
 def main() -> None:
-    """Print the seconds of each round, then medians and ranges."""
+    """Print medians and ranges over the rounds."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--samples", type=int, default=100_000)
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=9)
     args = parser.parse_args()
-    print(
-        f"python {platform.python_version()}, vlm {vlm.__version__}, torch {torch.__version__}, "
-        f"{os.cpu_count()} cores"
-    )
+    print(f"python {platform.python_version()}, vlm {vlm.__version__}, torch {torch.__version__}", end=", ")
+    print(f"{os.cpu_count()} cores, load average {os.getloadavg()[0]:.1f}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_shards(folder, args.samples)
-        for kind in ("tar", "tar.gz"):
-            for workers in (0, 2):
-                data = opened(f"{folder}/{kind}/*.{kind}", workers)
-                seconds_to_first_batch(data, 0.9)  # fills caches
-                spent: dict[float, list[float]] = {0.0: [], 0.9: []}
-                for number in range(args.rounds):
-                    for share in sorted(spent, reverse=bool(number % 2)):
-                        spent[share].append(seconds_to_first_batch(data, share))
-                later = [b - a for a, b in zip(spent[0.0], spent[0.9], strict=True)]
-                for label, values in (("0 %", spent[0.0]), ("90 %", spent[0.9]), ("difference", later)):
-                    middle, least, most = statistics.median(values), min(values), max(values)
-                    print(
-                        f".{kind:<7}{workers} workers  {label:<11}{middle:6.2f} s ({least:.2f} to {most:.2f})"
-                    )
+        for kind, workers in [("tar", 0), ("tar", 2), ("tar.gz", 0), ("tar.gz", 2)]:
+            data = opened(f"{folder}/{kind}/*.{kind}", workers)
+            seconds_to_batches(data, 0.9)  # fills caches
+            spent: dict[float, list[tuple[float, float]]] = {0.0: [], 0.9: []}
+            for number in range(args.rounds):
+                for share in sorted(spent, reverse=bool(number % 2)):
+                    spent[share].append(seconds_to_batches(data, share))
+            differences = [(b[0] - a[0], b[1] - a[1]) for a, b in zip(*spent.values(), strict=True)]
+            report(f".{kind}, {workers} workers, at 0 %", spent[0.0])
+            report(f".{kind}, {workers} workers, at 90 %", spent[0.9])
+            report(f".{kind}, {workers} workers, difference", differences)
 
 
 if __name__ == "__main__":

@@ -9,8 +9,9 @@ A run keeps its checkpoints as `<run>/checkpoints/step_00000100/`:
 | `tokenizer.json` | the tokenizer |
 | `config.json` | the resolved configuration of the run, for people |
 
-Training adds the state of its optimizer, and later the scores of an evaluation. Everything is checked when it is read: `model.json`
-against its own digest and against `config.json`, the other files against their hashes.
+Training adds the state of its optimizer, and later the scores of an evaluation. All but the scores is checked
+when it is read: `model.json` against its own digest and against `config.json`, the other files against their
+hashes.
 """
 
 import hashlib
