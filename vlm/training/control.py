@@ -30,7 +30,7 @@ class Control(L.Callback):
         every_minutes: time between checkpoints; None leaves them to the steps.
     """
 
-    def __init__(self, group: ControlGroup, *, every_minutes: float | None) -> None:
+    def __init__(self, group: ControlGroup, *, every_minutes: int | float | None) -> None:
         self.group = group
         self.every_s = None if every_minutes is None else 60 * every_minutes
         self.time_is_up = False

@@ -130,7 +130,7 @@ class CheckpointEvery:
     """
 
     every_n_steps: int
-    every_minutes: float | None
+    every_minutes: int | float | None
     keep_last: int | None
     keep_best: str | None
 
