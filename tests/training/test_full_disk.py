@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from small_disk import fill, small_disk
 from tiny import save_tiny, write_tiny_shards
 from toy_run import composed, tiny_overrides
@@ -22,6 +23,8 @@ from vlm.errors import OutputError, TrainingError
 from vlm.evaluation import run_suite
 from vlm.inference import verify
 from vlm.training import CsvLogger, callbacks, run
+from vlm.training.broken import BrokenSamples
+from vlm.types import BrokenSample, Cause
 
 FULL = r"{} cannot be written: No space left on device; what was written before is whole: make room"
 """The message, but for what it names."""
@@ -120,6 +123,31 @@ def test_a_row_of_metrics_is_whole_or_absent(disk: Path) -> None:
     whole = "".join(f"{step},0\r\n" for step in logged)
     assert (disk / "metrics.csv").read_bytes() == f"step,a\r\n{whole}".encode()
     assert (disk / "metrics.csv").stat().st_size % os.sysconf("SC_PAGE_SIZE")  # else no row was cut
+
+
+def test_the_list_of_broken_samples_goes_on_once_there_is_room(
+    disk: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    broken = BrokenSamples(disk, max_share=1.0)
+
+    def find(*keys: str) -> None:
+        found = [BrokenSample(Cause.NO_IMAGE, "0.tar", key, "long " * 200) for key in keys]
+        broken.add({"broken": found, "key": list(keys)}, step=1)
+        broken.metrics(device=torch.device("cpu"))
+
+    find("a")
+    filler = fill(disk)
+    find("b", "c", "d", "e", "f", "g")  # not all fit into the page
+    assert "No space left" in caplog.text
+    filler.unlink()
+    find("g", "h")
+    with (disk / "broken_samples.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    keys = [row["key"] for row in rows]
+    assert keys[0] == "a"
+    assert keys[-2:] == ["g", "h"]
+    assert len(set(keys)) == len(keys)
+    assert {len(row["reason"]) for row in rows} == {1000}
 
 
 def test_a_batch_that_cannot_be_kept_for_a_look_is_said_with_the_cause(

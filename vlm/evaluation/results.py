@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vlm.evaluation.evaluator import Result
-from vlm.files import replacing, writing
+from vlm.files import remove_drafts, replacing, writing
 from vlm.inference import read_description, versions
 
 
@@ -40,6 +40,7 @@ def write_results(folder: Path, results: Mapping[str, Result], *, checkpoint: Pa
     path = folder / "results.json"
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(folder)
         with replacing(path) as draft:
             draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
