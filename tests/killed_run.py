@@ -60,6 +60,9 @@ class Attempt:
     def wait_for_a_row(self) -> None:
         self.wait_until(lambda: _changed(self.run / "metrics.csv") >= self.began_ns)
 
+    def wait_for(self, name: str) -> None:
+        self.wait_until((self.folder / name).exists)
+
     def wait_for_a_checkpoint(self, number: int) -> None:
         """Until it has begun to write its n-th."""
         seen: set[str] = set()
@@ -77,6 +80,7 @@ class Attempt:
         metrics = self.run / "metrics.csv"
         return {
             "killed": os.WIFSIGNALED(status),
+            "making_data": (self.folder / "data" / ".toy.partial").is_dir(),
             "writing": bool(self.drafts()),
             "checkpoints": len(list(self.run.glob("checkpoints/step_*"))),
             "whole_lines": not metrics.exists() or metrics.read_bytes().endswith(b"\n"),
@@ -131,14 +135,18 @@ def finish(attempt: Attempt) -> None:
 
 
 def main(folder: Path, kills: int) -> None:
-    """Kill by the clock, mostly while it prepares; among its steps; and while it writes a checkpoint."""
+    """Kill while it makes its data; as it has prepared; by the clock; among its steps; in a checkpoint."""
     first_row_s = whole(folder / "whole")
     cut = folder / "cut"
     cut.mkdir()
     rng = random.Random(0)
     for number in range(kills):
         attempt = start(cut)
-        if number % 3 == 0:
+        if number == 0:
+            attempt.wait_for("data/.toy.partial")
+        elif number == 1:
+            attempt.wait_for("runs/run/tokenizer.json")
+        elif number % 3 == 0:
             time.sleep(rng.uniform(0, 1.2 * first_row_s))
         elif number % 3 == 1:
             attempt.wait_for_a_row()
