@@ -7,7 +7,7 @@ import warnings
 import numpy as np
 import torch
 from jaxtyping import UInt8
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, UnidentifiedImageError
 from torch import Tensor
 
 from vlm.types import Cause
@@ -55,8 +55,10 @@ def open_image(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=_FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise OversizedImageError(str(error)) from error
+        except UnidentifiedImageError as error:  # its own words name an address in memory
+            raise UnreadableImageError(f"it is no {', '.join(_FORMATS)}") from error
         except Exception as error:  # damaged files make Pillow raise almost anything
-            raise UnreadableImageError(str(error)) from error
+            raise UnreadableImageError(str(error) or type(error).__name__) from error
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
