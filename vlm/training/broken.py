@@ -100,7 +100,7 @@ class _List:
             if self._known is None:
                 self._known = self._read()
             self._append(rows, self._known)
-        except OSError as error:  # a list is not worth a run
+        except (OSError, csv.Error) as error:  # a list is not worth a run
             log.warning("%s cannot be written: %s", self.path, error)
 
     def _append(self, rows: list[tuple[int, BrokenSample]], known: set[tuple[str, str]]) -> None:
@@ -127,4 +127,4 @@ class _List:
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
         rows = csv.DictReader(whole.decode("utf-8", "replace").splitlines(keepends=True))
-        return {(row["shard"], row["key"]) for row in rows}
+        return {(row.get("shard") or "", row.get("key") or "") for row in rows}

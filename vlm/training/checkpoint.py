@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -150,9 +151,10 @@ class CheckpointFolder:
     def _best(self) -> dict[str, Any] | None:
         try:
             best: dict[str, Any] = json.loads((self.path / "best.json").read_text())
-            return best if (self.path / best["checkpoint"]).is_dir() else None
-        except (OSError, ValueError, LookupError, TypeError):  # none yet, or no longer readable: start over
-            return None
+            known = isinstance(best["metric"], str) and math.isfinite(best["value"])
+            return best if known and (self.path / best["checkpoint"]).is_dir() else None
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None  # none yet, or no longer readable: start over
 
 
 def last_whole(run: Path) -> Path | None:
@@ -200,9 +202,12 @@ def load_optimizer(optimizer: torch.optim.Optimizer, model: nn.Module, checkpoin
         stored = load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from error
+    if not stored:
+        raise CheckpointError(f"{path} is empty; resume from an earlier checkpoint")
     for name, parameter in model.named_parameters():
         state = {entry: stored.pop(f"{entry}/{name}") for entry in STATE if f"{entry}/{name}" in stored}
         if state:  # a parameter that never had a gradient has none
+            _check_moments(state, parameter, f"{path}: {name}")
             optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in state.items()}
     if stored:
         raise CheckpointError(
@@ -217,6 +222,18 @@ def _state(optimizer: torch.optim.Optimizer, model: nn.Module) -> dict[str, torc
         for parameter, state in optimizer.state.items()
         for entry in STATE
     }
+
+
+def _check_moments(state: Mapping[str, torch.Tensor], parameter: torch.Tensor, where: str) -> None:
+    for entry in STATE:
+        expected = torch.Size([]) if entry == "step" else parameter.shape
+        found = state.get(entry)
+        if found is None or found.shape != expected or not found.is_floating_point():
+            what = "nothing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+            raise CheckpointError(
+                f"{where} has {what} as {entry}, expected torch.float32 of shape {tuple(expected)}; "
+                "resume from an earlier checkpoint"
+            )
 
 
 def _hidden(folder: Path, ending: str) -> Path:

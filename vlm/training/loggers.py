@@ -1,7 +1,9 @@
 """One CSV of every logged number."""
 
 import csv
+import logging
 import os
+import shutil
 from argparse import Namespace
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,6 +12,14 @@ from typing import Any
 from lightning.pytorch.loggers.logger import Logger
 
 from vlm.distributed import Topology
+
+log = logging.getLogger(__name__)
+
+
+def _is_whole(row: Mapping[str | None, object]) -> bool:
+    """Whether a row has a step, and no more cells than there are columns."""
+    step = row.get("step")
+    return None not in row and isinstance(step, str) and step.isdecimal() and len(step) < 20
 
 
 class CsvLogger(Logger):
@@ -58,8 +68,17 @@ class CsvLogger(Logger):
     def _read(self, *, before: int) -> list[dict[str, str]]:
         if not self.path.exists():
             return []
-        with self.path.open(newline="") as file:
-            rows = [{k: v for k, v in row.items() if v} for row in csv.DictReader(file)]
+        data = self.path.read_bytes()
+        found = csv.DictReader(data.decode("utf-8", "replace").splitlines(keepends=True))
+        try:
+            rows = [{k: v for k, v in row.items() if v} for row in found if _is_whole(row)]
+            damaged = not data.endswith(b"\n") or len(rows) < found.line_num - 1
+        except csv.Error:
+            rows, damaged = [], True
+        if damaged:
+            kept = self.path.with_name("metrics.damaged.csv")
+            shutil.copyfile(self.path, kept)
+            log.warning("%s is damaged; its readable rows stay in it, %s is what it was", self.path, kept)
         return [row for row in rows if int(row["step"]) < before]
 
     def _rewrite(self) -> None:

@@ -15,10 +15,18 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 from vlm.data import TrainData, TrainSet
 from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
 from vlm.distributed import ControlGroup
-from vlm.errors import ConfigError
+from vlm.errors import CheckpointError, ConfigError
 from vlm.evaluation import Evaluator
 from vlm.files import remove_drafts, replacing
-from vlm.inference import TOKENIZER, Loaded, read_config, read_description
+from vlm.inference import (
+    CONFIG,
+    TOKENIZER,
+    Loaded,
+    check_buildable,
+    read_config,
+    read_description,
+    read_tokenizer,
+)
 from vlm.models import ModelSpec, described, try_pretrained
 from vlm.objectives import Objective
 from vlm.training.broken import BrokenSamples
@@ -60,6 +68,8 @@ MAY_CHANGE = (
 FIXED = ("model", "tokenizer", "data.preprocess")
 """Keys that may never differ at resume."""
 
+_MOST_STEPS = 10**12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
@@ -85,6 +95,8 @@ class Trainer:
         for name in ("max_steps", "num_nodes", "log_every_n_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.max_steps > _MOST_STEPS:
+            raise ConfigError(f"trainer.max_steps={self.max_steps} must be at most {_MOST_STEPS}")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ConfigError(
                 f"trainer.gradient_clip={self.gradient_clip} must be positive, or null for none"
@@ -115,7 +127,12 @@ class Trainer:
                 use_distributed_sampler=False,
                 **lightning,
             )
-        except (ValueError, RuntimeError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            L.fabric.utilities.exceptions.MisconfigurationException,
+        ) as error:
             raise ConfigError(f"trainer.devices/accelerator/strategy/precision: {error}") from error
 
 
@@ -321,7 +338,8 @@ def _prepare(run: Run) -> Path | None:
     init = _initial_weights(run, start)
     if start is not None:
         _check_unchanged(run, start, data)
-        tokenizer = Tokenizer.load(start / TOKENIZER)
+        tokenizer = read_tokenizer(start)
+        check_buildable(start)
     else:
         tokenizer = (
             init.tokenizer(run.tokenizer.context_length) if init else run.tokenizer.build(data.captions)
@@ -389,7 +407,10 @@ def _check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
 
     What run.accept_changes names may change, except what the weights themselves depend on.
     """
-    old, new = _fixed(read_config(start)), _fixed(run.config)
+    try:
+        old, new = _fixed(read_config(start)), _fixed(run.config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{start}/{CONFIG} is not the configuration of a run: {error!r}") from error
     changes = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
     stored = read_description(start).data or {}
     changes |= {f"{key}.shards": (stored.get(key), now) for key, now in data.fingerprint.items()}
