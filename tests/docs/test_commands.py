@@ -39,6 +39,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/evaluating.md": {"bash": 8, "python": 1, "yaml": 1, "output": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
+    "docs/reference/damaged_input.md": {},
 }
 ENTRIES: dict[str, Callable[[], None]] = {"train": train_command.main, "vlm": vlm_command.main}
 MODULES = {"train": "vlm.cli.train", "vlm": "vlm.cli.main", "torchrun": "torch.distributed.run"}
