@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 from PIL import Image
+from tiny_model import tiny_mapping
 
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer, trained_bpe
@@ -25,30 +26,10 @@ def tiny_tokenizer() -> Tokenizer:
 
 def tiny_loaded() -> Loaded:
     tokenizer = tiny_tokenizer()
-    spec = ModelSpec.from_mapping(
-        {
-            "embed_dim": 8,
-            "init_logit_scale": 10.0,
-            "image": {
-                "name": "vit_tiny_patch16_224",
-                "image_size": IMAGE_SIZE,
-                "mean": [0.5, 0.5, 0.5],
-                "std": [0.25, 0.25, 0.25],
-                "pretrained": False,
-                "options": {"patch_size": 8, "embed_dim": 16, "depth": 1, "num_heads": 2},
-            },
-            "text": {
-                "kind": "causal",
-                "context_length": tokenizer.context_length,
-                "vocab_size": None,
-                "eot_id": None,
-                "width": 16,
-                "layers": 1,
-                "heads": 2,
-                "activation": "gelu",
-            },
-        }
-    ).with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+    values = tiny_mapping(context_length=tokenizer.context_length, vocab_size=None, eot_id=None)
+    spec = ModelSpec.from_mapping(values).with_tokenizer(
+        vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id
+    )
     torch.manual_seed(0)
     preprocess = Preprocess(
         image_size=IMAGE_SIZE, background=(255, 255, 255), resize_mode="squash", interpolation="bilinear"

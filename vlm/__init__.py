@@ -4,9 +4,12 @@
 commands.
 """
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vlm import torchvision_shim
+
+if TYPE_CHECKING:
+    from vlm.inference import load
 
 torchvision_shim.install()  # before anything imports torchvision, timm or lightning
 

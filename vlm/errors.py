@@ -20,6 +20,10 @@ class CheckpointError(VlmError):
     """A checkpoint is missing, incomplete or does not fit what it is loaded into."""
 
 
+class OutputError(VlmError):
+    """What a command makes cannot be written: the disk is full, or the rights are missing."""
+
+
 class TrainingError(VlmError):
     """Training cannot go on: its numbers are not finite any more."""
 

@@ -1,10 +1,12 @@
-"""Files that are whole or absent."""
+"""Files that are whole or absent, and what is said when they cannot be written."""
 
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from vlm.errors import OutputError
 
 DRAFT = ".partial"
 """How the names of unfinished files end."""
@@ -21,6 +23,23 @@ def replacing(path: Path) -> Iterator[Path]:
         draft.replace(path)
     finally:
         draft.unlink(missing_ok=True)
+
+
+@contextmanager
+def writing(path: Path, *, then: str = "make room and try again") -> Iterator[None]:
+    """Say which file or folder an error of the file system is about, and what to do then.
+
+    Raises:
+        OutputError: in the place of an `OSError`.
+    """
+    try:
+        yield
+    except OSError as error:
+        named = error.filename if isinstance(error.filename, str) else str(path)
+        where = path if Path(named).is_relative_to(path.parent) else named  # not a draft's hidden name
+        raise OutputError(
+            f"{where} cannot be written: {error.strerror or error}; what was written before is whole: {then}"
+        ) from error
 
 
 def remove_drafts(folder: Path) -> None:

@@ -4,7 +4,9 @@ Every yaml value is checked against the constructor it is meant for: keys by nam
 opened and no process is started before the whole configuration has passed.
 """
 
+import dataclasses
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -125,10 +127,12 @@ def build(node: Any, key: str) -> Any:
         raise ConfigError(f"{key}: {error.__cause__ or error}") from error
 
 
-def build_evaluators(suite: Mapping[str, Any] | None) -> dict[str, Any]:
-    """The evaluators of a `suite` node by name; none where there is no suite."""
+def build_evaluators(suite: Any) -> dict[str, Any]:
+    """The evaluators of a `suite` node, a mapping, by name; none where there is no suite."""
     if not suite:
         return {}
+    if not isinstance(suite, Mapping):
+        raise ConfigError(f"suite={suite!r} is a {type(suite).__name__}; a suite maps names to evaluators")
     for name, value in suite.items():
         if name != "evaluators" and not isinstance(value, str):  # a text is there for interpolation
             raise ConfigError(unknown_key_message(str(name), ["evaluators"], where="suite"))
@@ -185,6 +189,8 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
 def _misfit_message(key: str, value: Any, hint: Any) -> str:
     if typing.get_origin(hint) is Literal:
         return f"{key}={value!r} is not one of {', '.join(map(repr, typing.get_args(hint)))}"
+    if isinstance(value, int | float) and not abs(value) <= sys.float_info.max:
+        return f"{key}={str(value)[:20]} has to be a finite number"
     return f"{key}={value!r} is a {type(value).__name__}; expected {_named(hint)}"
 
 
@@ -196,7 +202,8 @@ def _named(hint: Any) -> str:
     if typing.get_origin(hint) is Sequence:
         return f"a list of {_named(arguments[0])}"
     if typing.get_origin(hint) is Mapping:
-        return "a mapping"
+        of = _named(arguments[1]) if arguments and arguments[1] is not Any else ""
+        return f"a mapping of names to {of}" if of else "a mapping"
     if typing.get_origin(hint) is Literal:
         return " or ".join(map(repr, arguments))
     if hint is types.NoneType:
@@ -220,11 +227,16 @@ def _fits(value: Any, hint: Any) -> bool:
     if typing.get_origin(hint) is Sequence:
         return isinstance(value, list) and all(_fits(item, typing.get_args(hint)[0]) for item in value)
     if typing.get_origin(hint) is Mapping:
-        return isinstance(value, Mapping)
+        return isinstance(value, Mapping) and all(
+            _fits(item, typing.get_args(hint)[1]) for item in value.values()
+        )
+    if dataclasses.is_dataclass(hint):
+        return isinstance(value, Mapping) and "_target_" in value
     if isinstance(value, Mapping | list):
         return hint not in (int, float, str, bool, types.NoneType)
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number and abs(value) <= sys.float_info.max
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (str, bool, types.NoneType):

@@ -2,33 +2,12 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from enum import StrEnum
-from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
+from typing import Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
-
-class Cause(StrEnum):
-    """Why a sample cannot be used; logged as `data/broken/<cause>`."""
-
-    NO_IMAGE = "no_image"
-    UNREADABLE_IMAGE = "unreadable_image"
-    OVERSIZED_IMAGE = "oversized_image"
-    NO_CAPTION = "no_caption"
-    EMPTY_CAPTION = "empty_caption"
-    UNREADABLE_TEXT = "unreadable_text"
-    DAMAGED_SHARD = "damaged_shard"
-    MISSING_SHARD = "missing_shard"
-
-
-class BrokenSample(NamedTuple):
-    """A sample that cannot be used, and why."""
-
-    cause: Cause
-    shard: str
-    key: str
-    reason: str
+from vlm.broken import BrokenSample
 
 
 class Batch(TypedDict, total=False):

@@ -20,7 +20,7 @@ import webdataset as wds
 from PIL import Image
 
 import vlm
-from vlm.data import Augment, Preprocess, Source, TrainData
+from vlm.data import Augment, Preprocess, Remote, ShardCache, Source, TrainData
 from vlm.data.writer import ShardWriter
 
 BATCH, SHUFFLE = 64, 512
@@ -70,6 +70,9 @@ def ours(folder: Path, samples: int) -> Iterator[int]:
         streams_per_group=4,
         shuffle_samples=SHUFFLE,
         num_workers=0,
+        max_broken_share=0.0,
+        remote=Remote(timeout_s=60.0, retries_s=300.0),
+        cache=ShardCache(folder=None, max_gib=100.0),
         seed=0,
     ).open()
     loader = data.loader(tokenize, start_step=0, stop_step=samples // BATCH, rank=0, world_size=1)

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from picture_tables import write_table
 from small_shards import write_shards
+from tiny import tiny_tokenizer
 from toy_run import TINY_MODEL
 
 from vlm.cli.shards import VERBS
@@ -50,8 +51,16 @@ def test_check_exits_with_1_where_training_would_replace_or_stop(tmp_path: Path)
     assert done.returncode == 1
     assert "unreadable image" in done.stdout
     assert "00000.tar/000002: " in done.stdout
-    assert "not counted: give tokenizer=" in done.stdout
+    assert "not counted: give tokenizer_path=" in done.stdout
     assert done.stderr == ""
+
+
+def test_check_measures_captions_with_a_tokenizer(tmp_path: Path) -> None:
+    write_shards(tmp_path, [4])
+    tiny_tokenizer().save(tmp_path / "tokenizer.json")
+    done = shards("check", "shards=*.tar", "tokenizer_path=tokenizer.json", folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "length of captions in tokens" in done.stdout
 
 
 def test_bench_takes_the_arguments_of_train(tmp_path: Path) -> None:

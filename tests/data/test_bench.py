@@ -4,11 +4,11 @@ from pathlib import Path
 import pytest
 from small_shards import image_bytes, tokenize, train_data, write_shards
 
+from vlm.broken import Cause
 from vlm.data import Source
 from vlm.data.tools import bench as bench_module
 from vlm.data.tools.bench import COLLATE, DECODE, READ, STAGES, TOKENIZE, TRANSFORM, Bench, advice, bench
 from vlm.errors import DataError
-from vlm.types import Cause
 
 
 def slowed(function, milliseconds: float):

@@ -2,17 +2,18 @@
 
 import json
 import pickle
+import traceback
 
 import pytest
 from servers import serving_files
 from small_shards import PREPROCESS, image_bytes, sample, tokenize, train_data, write_shards, write_tar
 
+from vlm.broken import Cause
 from vlm.data import Source, eval_loader, open_shards, read_records, shards
 from vlm.data.index import shard_sizes
 from vlm.data.shards import DamagedShardError, MissingShardError, ShardCursor
 from vlm.data.tar import open_shard
 from vlm.errors import DataError
-from vlm.types import Cause
 
 SIZES = [20, 20, 24, 16]
 
@@ -156,6 +157,19 @@ def test_a_lost_shard_is_not_opened_for_each_of_its_samples(tmp_path, monkeypatc
     assert len(opened) <= 3
 
 
+def test_the_error_of_a_lost_shard_does_not_grow_with_its_samples(tmp_path):
+    pattern = damaged(tmp_path, lambda path: cut(path, 0.3))
+    cursor = ShardCursor(open_shards(pattern, key="k"), None)
+    frames = []
+    for row in range(20):
+        try:
+            cursor.read(2, row)
+        except DamagedShardError as error:
+            frames.append(len(traceback.extract_tb(error.__traceback__)))
+    assert len(frames) > 10
+    assert len(set(frames[1:])) == 1
+
+
 def test_a_shard_that_vanished_is_replaced(tmp_path):
     pattern = write_shards(tmp_path, SIZES)
     opened = train_data(pattern).open()
@@ -227,7 +241,7 @@ def test_a_damaged_index_is_an_error_that_names_it(tmp_path):
     with pytest.raises(DataError, match=r"sizes\.json holds more than counts"):
         open_shards(pattern, key="k")
     (tmp_path / "sizes.json").write_text(json.dumps({"00000.tar": -3}))
-    with pytest.raises(DataError, match=r"sizes\.json holds a negative count"):
+    with pytest.raises(DataError, match=r"sizes\.json holds more than counts: .-3. is no number of samples"):
         open_shards(pattern, key="k")
 
 

@@ -22,7 +22,7 @@ def check(folder: Path, **changes) -> Findings:
     values = {
         "shards": f"{folder}/*.tar*",
         "captions": "txt",
-        "tokenizer": None,
+        "tokenizer_path": None,
         "decode": True,
         "out": str(folder / "out.json"),
         "workers": 1,
@@ -132,7 +132,7 @@ def test_captions_are_measured_in_characters_or_tokens(tmp_path: Path) -> None:
     long = trained_bpe(captions, vocab_size=300, context_length=10_000)
     tokens = [len(long.encode(caption)) for caption in captions]
     assert tokenizer.lengths(captions) == tokens
-    findings = check(tmp_path, tokenizer=str(tmp_path / "tokenizer.json"))
+    findings = check(tmp_path, tokenizer_path=str(tmp_path / "tokenizer.json"))
     assert (findings.unit, findings.context_length) == ("tokens", 10)
     assert findings.lengths["longest"] == max(tokens)
     assert (
@@ -147,7 +147,7 @@ def test_what_does_not_exist_is_one_message(tmp_path: Path) -> None:
         check(tmp_path)
     write_shards(tmp_path, [1])
     with pytest.raises(DataError, match="is no tokenizer file"):
-        check(tmp_path, tokenizer=str(tmp_path / "none.json"))
+        check(tmp_path, tokenizer_path=str(tmp_path / "none.json"))
 
 
 def test_a_wrong_field_names_those_that_exist(tmp_path: Path) -> None:

@@ -79,6 +79,14 @@ def _count(pattern, queue):
     queue.put(open_shards(pattern, key="k").sizes)
 
 
+def test_what_a_killed_process_left_is_swept_up(tmp_path):
+    pattern = write_shards(tmp_path, [3, 4])
+    for name in (".00000.index.parquet.0f.partial", ".sizes.json.0f.partial"):
+        (tmp_path / name).write_text("{")
+    assert open_shards(pattern, key="k").sizes == (3, 4)
+    assert not list(tmp_path.glob("*.partial"))
+
+
 def test_processes_that_index_at_once_agree(tmp_path):
     pattern = write_shards(tmp_path, [3] * 20)
     context = multiprocessing.get_context("fork")

@@ -1,7 +1,9 @@
 """What each rank and worker is given, against the order's definition."""
 
+import gc
 import logging
 import random
+import weakref
 from itertools import chain
 
 import pytest
@@ -213,6 +215,23 @@ def test_reading_ahead_is_spread_evenly_and_holds_two_windows_at_most(shards):
         assert len(stream._held) <= 2 * 16
         read.append(stream._next_read)
     assert read == [24, 32, 40, 48, 56, 64, 72, 72, 72]
+
+
+def test_the_windows_of_a_finished_epoch_are_freed_at_once(shards):
+    from vlm.data.loader import SourceReader
+
+    reader = SourceReader(train_data(shards).open().sources[0], rank=0, world_size=1)
+    finished = []
+    gc.disable()  # in a long run it looks at old objects after many epochs only
+    try:
+        for step in range(28):
+            list(reader.slots(step))
+            if step in (8, 17):  # the last of an epoch
+                finished += [weakref.ref(stream) for stream in reader._open.values()]
+        assert len(finished) == 2 * 8
+        assert all(stream() is None for stream in finished)
+    finally:
+        gc.enable()
 
 
 def test_augmentation_is_seeded_by_place_alone(shards):

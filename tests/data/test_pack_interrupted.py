@@ -1,6 +1,5 @@
 """Packing and indexing that are killed, or that fill the disk."""
 
-import os
 import random
 import signal
 import subprocess
@@ -11,6 +10,7 @@ from pathlib import Path
 
 import pytest
 from picture_tables import contents, pack, write_table
+from small_disk import fill, small_disk
 from small_shards import write_shards
 
 from vlm.data.index import read_offsets, stored_sizes
@@ -66,30 +66,20 @@ def test_a_run_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path, workers:
 
 
 @pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 2 MB."""
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mount = ["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", str(disk)]
-    try:
-        done = subprocess.run(mount, capture_output=True, text=True, check=False)
-    except OSError as error:
-        pytest.skip(f"no mount: {error}")
-    if done.returncode != 0:
-        pytest.skip(f"mounting is not permitted: {done.stderr}")
-    yield disk
-    subprocess.run(["umount", str(disk)], check=True)
+def disk(tmp_path: Path) -> Iterator[Path]:
+    with small_disk(tmp_path, size="2m") as disk:
+        yield disk
 
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_full_disk_stops_packing_and_keeps_what_is_complete(
-    tmp_path: Path, small_disk: Path, workers: int
+    tmp_path: Path, disk: Path, workers: int
 ) -> None:
     table = write_table(tmp_path, COUNT)
     pack(table, tmp_path / "whole", max_samples=SAMPLES).run()
-    filler = small_disk / "filler"
+    filler = disk / "filler"
     filler.write_bytes(bytes(500_000))
-    out = small_disk / "out"
+    out = disk / "out"
     with pytest.raises(
         DataError, match=r"No space left on device.* (\d+) of 25 shards are complete and stay"
     ):
@@ -104,24 +94,24 @@ def test_a_full_disk_stops_packing_and_keeps_what_is_complete(
         pack(table, out, max_samples=SAMPLES, workers=workers).run()
     more = {path.name for path in out.glob("*.tar")}
     assert complete.keys() < more
-    subprocess.run(["mount", "-o", "remount,size=50m", str(small_disk)], check=True)
+    subprocess.run(["mount", "-o", "remount,size=50m", str(disk)], check=True)
     pack(table, out, max_samples=SAMPLES, workers=workers).run()
     assert contents(out) == contents(tmp_path / "whole")
 
 
-def test_a_full_disk_at_the_very_beginning_is_one_message(tmp_path: Path, small_disk: Path) -> None:
+def test_a_full_disk_at_the_very_beginning_is_one_message(tmp_path: Path, disk: Path) -> None:
     table = write_table(tmp_path, 20)
-    fill(small_disk)
+    fill(disk)
     with pytest.raises(DataError, match="No space left on device"):
-        pack(table, small_disk / "out").run()
+        pack(table, disk / "out").run()
 
 
-def test_a_full_disk_stops_indexing_and_keeps_the_index_that_was(small_disk: Path) -> None:
-    shards = small_disk / "shards"
+def test_a_full_disk_stops_indexing_and_keeps_the_index_that_was(disk: Path) -> None:
+    shards = disk / "shards"
     write_shards(shards, [30, 30])
     first = open_shards(f"{shards}/00000.tar", key="k")
     before = {path.name: path.read_bytes() for path in shards.iterdir() if path.name != ".index.lock"}
-    fill(small_disk)
+    fill(disk)
     with pytest.raises(
         DataError, match=r"cannot be written: No space left on device; what was there is unchanged"
     ):
@@ -129,15 +119,6 @@ def test_a_full_disk_stops_indexing_and_keeps_the_index_that_was(small_disk: Pat
     after = {path.name: path.read_bytes() for path in shards.iterdir() if path.name != ".index.lock"}
     assert after == before
     assert stored_sizes(first.urls) == (30,)
-    (small_disk / "filler").unlink()
+    (disk / "filler").unlink()
     assert open_shards(f"{shards}/*.tar", key="k").sizes == (30, 30)
     assert read_offsets(f"{shards}/00001.tar") is not None
-
-
-def fill(disk: Path) -> None:
-    with (disk / "filler").open("wb") as file:
-        try:
-            while True:
-                os.write(file.fileno(), bytes(4096))
-        except OSError:
-            pass

@@ -55,7 +55,7 @@ def test_shards_over_http_are_checked(server, tmp_path):
     open_shards(f"{tmp_path}/s/*.tar", key="k")  # leaves sizes.json, which the check compares
     urls = f"{server}/s/{{00000..00001}}.tar"
     out = str(tmp_path / "found.json")
-    values = {"captions": "txt", "tokenizer": None, "decode": True, "out": out, "workers": 2}
+    values = {"captions": "txt", "tokenizer_path": None, "decode": True, "out": out, "workers": 2}
     findings = Check(shards=urls, **values).run()
     assert {kind: count for kind, count in findings.counts.items() if count} == {UNREADABLE_IMAGE: 1}
     assert findings.samples == 11

@@ -1,5 +1,6 @@
 import contextlib
 import gzip
+import io
 import os
 import tarfile
 
@@ -155,3 +156,34 @@ def test_names_in_any_encoding_stay_apart_and_can_be_written(tmp_path):
     keys = [raw.key for raw in read_all(path)]
     assert len(set(keys)) == 2
     assert all(key.encode() for key in keys)
+
+
+def test_a_second_file_of_one_name_begins_another_sample(tmp_path):
+    write_tar(tmp_path / "a.tar", {"same": {"png": b"1", "txt": b"one"}})
+    write_tar(tmp_path / "b.tar", {"same": {"png": b"2", "txt": b"two"}})
+    first, second = ((tmp_path / name).read_bytes() for name in ("a.tar", "b.tar"))
+    (tmp_path / "c.tar").write_bytes(first[: 4 * 512] + second)
+    for members in (None, frozenset({"txt"}), frozenset()):
+        reader = TarReader(open_shard(str(tmp_path / "c.tar")), url="c", members=members)
+        samples = [reader.read(), reader.read(), reader.read()]
+        assert [sample and sample.key for sample in samples] == ["same", "same", None]
+        if members is None:
+            assert [sample.members["txt"] for sample in samples[:2]] == [b"one", b"two"]
+
+
+def test_zeros_in_the_place_of_a_header_are_no_end(tmp_path):
+    write_tar(tmp_path / "a.tar", {f"{n}": {"txt": b"x"} for n in range(4)})
+    data = bytearray((tmp_path / "a.tar").read_bytes())
+    reader = TarReader(io.BufferedReader(io.BytesIO(data)), url="a", members=None)
+    while reader.read():
+        pass
+    assert reader.has_end
+    data[2 * 1024 : 2 * 1024 + 512] = bytes(512)
+    reader = TarReader(io.BufferedReader(io.BytesIO(data)), url="a", members=None)
+    assert [reader.read().key for _ in range(2)] == ["0", "1"]
+    with pytest.raises(ValueError, match="zeros in the place of a header at byte 2048"):
+        reader.read()
+    reader = TarReader(io.BufferedReader(io.BytesIO(data[: 2 * 1024])), url="a", members=None)
+    while reader.read():
+        pass
+    assert not reader.has_end

@@ -360,10 +360,12 @@ def test_an_interrupted_run_leaves_nothing_and_an_empty_folder_is_filled(
         patch.setattr("vlm.data.toy.shards._classes", lambda: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             write_toy(out, **few, progress=False)
-    assert list(tmp_path.iterdir()) == [out]
+    assert {path.name for path in tmp_path.iterdir()} == {"scenes", ".scenes.lock"}
     assert not list(out.iterdir())
+    (tmp_path / ".scenes.partial" / "train").mkdir(parents=True)  # of a process that was killed
     write_toy(out, **few, progress=False)
     assert len(read(out / "train")) == 3
+    assert {path.name for path in tmp_path.iterdir()} == {"scenes", ".scenes.lock"}
 
 
 @pytest.mark.parametrize(("key", "value"), [("num_test", 0), ("image_size", 8)])

@@ -35,10 +35,12 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/your_own_data.md": {"bash": 18, "python": 1, "yaml": 2, "output": 7},
     "docs/guides/shards.md": {"bash": 9, "output": 5},
     "docs/guides/remote_data.md": {"bash": 2, "output": 1},
+    "docs/guides/resuming.md": {"bash": 4, "python": 1, "output": 2},
     "docs/guides/weights.md": {"bash": 9, "output": 2},
     "docs/guides/evaluating.md": {"bash": 8, "python": 1, "yaml": 1, "output": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
+    "docs/reference/damaged_input.md": {},
 }
 ENTRIES: dict[str, Callable[[], None]] = {"train": train_command.main, "vlm": vlm_command.main}
 MODULES = {"train": "vlm.cli.train", "vlm": "vlm.cli.main", "torchrun": "torch.distributed.run"}

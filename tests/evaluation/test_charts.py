@@ -28,10 +28,10 @@ def test_numbers_have_four_digits_and_no_needless_zeros(value: float, expected: 
     assert number(value) == expected
 
 
-def test_curves_are_read_with_blanks_and_unknown_columns_left_out(tmp_path: Path) -> None:
+def test_curves_are_read_with_blanks_unknown_columns_and_half_a_line_left_out(tmp_path: Path) -> None:
     (tmp_path / "metrics.csv").write_text(
         "step,train/loss,train/loss/itc,memory/peak_gib,eval/test/acc1,train/lr\n"
-        "1,4.5,4.5,1,,nan\n2,4.0,4.0,1,0.1,\n3,,,,0.2,1e-3\n"
+        "1,4.5,4.5,1,,nan\n2,4.0,4.0,1,0.1,\n3,,,,0.2,1e-3\n4,3"
     )
     curves = {curve.name: curve.points for curve in read_curves(tmp_path / "metrics.csv")}
     assert curves == {"train/loss": [(1, 4.5), (2, 4.0)], "eval/test/acc1": [(2, 0.1), (3, 0.2)]}

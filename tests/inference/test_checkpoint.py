@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 from tiny import save_tiny, tiny_loaded
 
 from vlm.errors import CheckpointError
@@ -140,7 +141,30 @@ def test_a_description_that_contradicts_the_configuration_is_refused_with_both_v
         tmp_path, weights=loaded.model.state_dict(), spec=loaded.model.spec, preprocess=loaded.preprocess,
         tokenizer=loaded.tokenizer, step=1, config={"model": asked},
     )  # fmt: skip
-    with pytest.raises(CheckpointError, match=r"model\.text\.activation='gelu', .*says 'quick_gelu'"):
+    with pytest.raises(CheckpointError, match=r"contradicts config\.json") as caught:
+        load(tmp_path)
+    assert [line.split() for line in str(caught.value).splitlines()[1:]] == [
+        ["key", "model.json", "config.json"],
+        ["model.text.activation", "gelu", "quick_gelu"],
+    ]
+
+
+def test_what_the_configuration_left_open_is_no_contradiction(tmp_path: Path) -> None:
+    loaded = tiny_loaded()
+    asked = loaded.model.spec.to_mapping()
+    asked["text"] = {**asked["text"], "vocab_size": None, "eot_id": 7}
+    asked["image"] = {**asked["image"], "pretrained": True, "options": None}
+    save_model(
+        tmp_path, weights=loaded.model.state_dict(), spec=loaded.model.spec, preprocess=loaded.preprocess,
+        tokenizer=loaded.tokenizer, step=1, config={"model": asked, "data": {"preprocess": {"new": 1}}},
+    )  # fmt: skip
+    assert read_description(tmp_path).model == loaded.model.spec
+
+
+def test_weights_that_carry_no_description_are_refused(tmp_path: Path) -> None:
+    path = save_tiny(tmp_path) / "model.safetensors"
+    save_file(read_weights(tmp_path), path)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors was replaced: it does not carry"):
         load(tmp_path)
 
 

@@ -11,10 +11,10 @@ import torch
 from small_shards import write_tar
 from toy_run import composed, tiny_overrides
 
+from vlm.broken import BrokenSample, Cause
 from vlm.cli.train import train_from
 from vlm.errors import DataError
 from vlm.training.broken import BrokenSamples
-from vlm.types import BrokenSample, Cause
 
 CPU = torch.device("cpu")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from small_disk import small_disk
 from toy_run import composed, tiny_overrides
 
 import vlm
@@ -189,14 +190,7 @@ def test_a_signal_saves_and_ends_the_run_which_then_goes_on_exactly(
 
 
 def test_a_full_disk_is_one_message_and_costs_no_earlier_checkpoint(toy: Path, tmp_path: Path) -> None:
-    disk = tmp_path / "disk"
-    disk.mkdir()
-    mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1200k", "tmpfs", str(disk)], capture_output=True, check=False
-    )
-    if mounted.returncode:
-        pytest.skip("mounting a file system is not permitted")
-    try:
+    with small_disk(tmp_path, size="1200k") as disk:
         with pytest.raises(CheckpointError, match=r"cannot be written: .*[Nn]o space left") as caught:
             train(
                 toy, "run.name=full", f"paths.runs={disk}", "checkpoint.every_n_steps=1", "logger=none",
@@ -208,5 +202,3 @@ def test_a_full_disk_is_one_message_and_costs_no_earlier_checkpoint(toy: Path, t
         assert all(not name.startswith(".") for name in stored)
         for name in stored:
             assert torch.isfinite(vlm.load(disk / "full" / "checkpoints" / name).model.logit_scale).all()
-    finally:
-        subprocess.run(["umount", str(disk)], check=True)

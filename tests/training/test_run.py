@@ -117,6 +117,14 @@ def test_two_ranks_with_workers_train_like_one_without(toy: Path, finished: Path
     assert [two[step] for step in two] == pytest.approx([one[step] for step in one], abs=1e-5)
 
 
+def test_a_run_shorter_than_the_logging_interval_logs_its_end_and_warns_of_nothing(
+    toy: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    run = train(toy, "run.name=short", "trainer.max_steps=3", "trainer.log_every_n_steps=50")
+    assert list(losses(run)) == [3]
+    assert not [warning for warning in recwarn if "logging interval" in str(warning.message)]
+
+
 def test_bf16_trains(toy: Path) -> None:
     run = train(toy, "run.name=bf16", "trainer.precision=bf16-mixed", "trainer.max_steps=4", "suite=none")
     values = losses(run)
@@ -138,6 +146,7 @@ def test_the_checkpoint_describes_the_run(finished: Path) -> None:
     assert config["optimizer"]["lr"] == 1e-3
     assert sorted(path.name for path in checkpoint.iterdir()) == [
         "config.json",
+        "evaluation.json",
         "model.json",
         "model.safetensors",
         "optimizer.safetensors",

@@ -2,18 +2,26 @@
 
 import functools
 import logging
+import os
 import re
 import sys
+import threading
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, NoReturn
 
 import hydra
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from vlm.errors import VlmError
 from vlm.settings import config_dir, register_schemas
+
+_LONGEST = 1000
+"""Characters of a message that a library wrote."""
 
 
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
@@ -23,8 +31,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     """
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
+        started = False
+
         @functools.wraps(function)
         def with_user_errors(config: DictConfig) -> None:
+            nonlocal started
+            started = True  # what is raised before is about the configuration
             _quiet_logging()
             try:
                 function(config)
@@ -34,16 +46,52 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 sys.exit(130)
 
         def main() -> None:
+            nonlocal started
+            started = False
             register_schemas()
             _refuse_null_groups(sys.argv[1:])
             sys.argv = [sys.argv[0], *(quote_value(argument) for argument in sys.argv[1:])]
             run: Any = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)
-            run(with_user_errors)()
+            os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here; Hydra prints stack traces
+            try:
+                run(with_user_errors)()
+            except Exception as error:
+                if started:
+                    raise
+                sys.exit(f"ConfigError: {_in_words(error)}")
 
         main.__doc__ = function.__doc__
         return main
 
     return decorate
+
+
+def _in_words(error: BaseException) -> str:
+    """What is wrong with a configuration that cannot be composed, on one line."""
+    said = [re.sub(r"\s+", " ", str(error) or type(error).__name__).strip()]
+    cause = error.__cause__
+    if cause is not None and str(cause).partition("\n")[0] not in said[0]:
+        said.append(str(cause).partition("\n")[0])
+    if "Key 'experiment' not in" in said[0]:
+        said.append("a recipe begins with the line # @package _global_")
+    if file := _file_of(error):
+        said.insert(0, f"{file} cannot be read")
+    return re.sub(r" Config search path:.*", "", "; ".join(said))[:_LONGEST]
+
+
+def _file_of(error: BaseException) -> str | None:
+    """The yaml file of the user at which loading fails in the same way; some errors do not name it."""
+    words = [word for argument in sys.argv for word in argument.split("=")]
+    folders = [after for word, after in pairwise(words) if word in ("--config-dir", "-cd")]
+    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.yaml")):
+        try:
+            OmegaConf.to_container(OmegaConf.load(path))
+        except (OmegaConfBaseException, UnicodeError, RecursionError) as found:
+            if type(found) in (type(error), type(error.__cause__)):
+                return str(path)
+        except (YAMLError, OSError):  # names the file itself
+            return None
+    return None
 
 
 def _exit(error: Exception) -> NoReturn:
@@ -69,10 +117,11 @@ def quote_value(argument: str) -> str:
 
 
 def _refuse_null_groups(arguments: list[str]) -> None:
-    """Hydra answers `suite=null` with a stack trace."""
+    """Hydra answers `suite=null` and `model=7` with errors that do not name the key."""
     for argument in arguments:
         group, _, option = argument.partition("=")
-        if option == "null" and group.isidentifier() and Path(config_dir(), group).is_dir():
+        no_name = re.fullmatch(r"null|true|false|[-+.\d]+", option)
+        if no_name and group.isidentifier() and Path(config_dir(), group).is_dir():
             options = sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
             sys.exit(f"ConfigError: {argument} names no option of {group}; use {', '.join(options)}")
 
@@ -84,3 +133,12 @@ def _quiet_logging() -> None:
     # Lightning about its own insides, and about logging that this project does itself.
     warnings.filterwarnings("ignore", module=r"lightning\.")
     warnings.filterwarnings("ignore", message=r".*isinstance\(treespec, LeafSpec\).*")
+    threading.excepthook = _tell_of_thread
+
+
+def _tell_of_thread(failure: threading.ExceptHookArgs) -> None:
+    """A full disk is one line in a library's thread too; the command meets it by itself, and ends."""
+    if isinstance(failure.exc_value, OSError):
+        logging.getLogger(__name__).warning("%s", failure.exc_value)
+    else:
+        threading.__excepthook__(failure)

@@ -1,12 +1,13 @@
 """`vlm evaluate`: rebuild the model from a checkpoint, run a suite, write results and a report."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
 from vlm.cli.command import command
-from vlm.errors import ConfigError
+from vlm.errors import CheckpointError, ConfigError
 from vlm.settings import build_evaluators, resolve
 
 
@@ -16,14 +17,13 @@ def main(config: DictConfig) -> None:
     values = resolve(config)
     from vlm.distributed import process_group
     from vlm.evaluation import run_suite, write_report, write_results
-    from vlm.inference import Embedder, latest_checkpoint, load, read_config
+    from vlm.inference import Embedder, latest_checkpoint, load
 
     checkpoint = latest_checkpoint(values["run"])
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
-    suite = values["suite"] or read_config(checkpoint).get("suite")
-    if not suite:
+    evaluators = build_evaluators(values["suite"]) if values["suite"] else _of_training(checkpoint)
+    if not evaluators:
         raise ConfigError(f"suite is not set, and {run_folder} was trained without one; try suite=zero_shot")
-    evaluators = build_evaluators(suite)
     out = Path(values["out"] or run_folder / "evaluation" / checkpoint.name)
     with process_group() as topology:
         device = _device(values)
@@ -45,6 +45,43 @@ def main(config: DictConfig) -> None:
         report = write_report(out, results, checkpoint=checkpoint, metrics_csv=run_folder / "metrics.csv")
         print(_table(results))
         print(f"results: {out / 'results.json'}\nreport:  {report}  (open it in a browser)")
+
+
+def _of_training(checkpoint: Path) -> dict[str, Any]:
+    """The evaluators that a checkpoint was trained with.
+
+    It may be a stranger's: only the project's own evaluators are built, on files and addresses.
+
+    Raises:
+        CheckpointError: it names anything else.
+    """
+    from vlm.inference import CONFIG, read_config
+
+    suite, path = read_config(checkpoint).get("suite"), checkpoint / CONFIG
+    try:
+        _refuse_code(suite)
+        return build_evaluators(suite)
+    except (ConfigError, ValueError) as error:
+        raise CheckpointError(
+            f"the suite in {path} is not used: {error}; name the one to be measured by suite="
+        ) from error
+
+
+def _refuse_code(node: Any) -> None:
+    """Raise a ValueError where building a node, or reading what it names, could run code."""
+    from vlm import evaluation  # imports torch
+
+    if isinstance(node, Mapping):
+        own = {f"vlm.evaluation.{name}" for name in evaluation.__all__}
+        if "_target_" in node and node["_target_"] not in own:
+            raise ValueError(f"_target_={node['_target_']!r} is no evaluator of vlm, and may be any code")
+        for value in node.values():
+            _refuse_code(value)
+    elif isinstance(node, list):
+        for value in node:
+            _refuse_code(value)
+    elif isinstance(node, str) and ("pipe:" in node or "${" in node):
+        raise ValueError(f"{node!r} would run a command or read the environment")
 
 
 def _device(values: dict[str, Any]) -> str:

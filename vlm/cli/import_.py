@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig, OmegaConf
 
 from vlm.cli.command import command
+from vlm.files import writing
 from vlm.settings import build, resolve
 
 RECIPE = Path("model", "imported.yaml")
@@ -20,8 +21,9 @@ def main(config: DictConfig) -> None:
     from vlm.inference.foreign import import_model
 
     spec, facts = import_model(source, out, given)
-    (out / RECIPE).parent.mkdir()
-    (out / RECIPE).write_text(OmegaConf.to_yaml(OmegaConf.create(spec.to_mapping())), encoding="utf-8")
+    with writing(out / RECIPE):
+        (out / RECIPE).parent.mkdir()
+        (out / RECIPE).write_text(OmegaConf.to_yaml(OmegaConf.create(spec.to_mapping())), encoding="utf-8")
     print("\n".join(f"{name:<17} {value}" for name, value in facts))
     print(
         f"\n{out} is a checkpoint now:\n"

@@ -6,6 +6,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vlm.cli.command import command
+from vlm.errors import ConfigError
 from vlm.settings import build, build_evaluators, build_loggers, resolve
 
 COMPONENTS = (
@@ -19,6 +20,10 @@ COMPONENTS = (
     "checkpoint",
     "evaluation",
 )
+
+
+_LONGEST_NAME = 200
+"""Bytes; file systems take 255, and something may be put before or behind a name."""
 
 
 @command("train")
@@ -36,7 +41,7 @@ def train_from(values: dict[str, Any]) -> Path:
 
     return train(
         Run(
-            folder=Path(values["paths"]["runs"]) / values["run"]["name"],
+            folder=Path(values["paths"]["runs"]) / _name(values["run"]["name"]),
             resume=values["run"]["resume"],
             accept_changes=values["run"]["accept_changes"],
             seed=values["run"]["seed"],
@@ -49,6 +54,17 @@ def train_from(values: dict[str, Any]) -> Path:
             **{name: build(values[name], name) for name in COMPONENTS},
         )
     )
+
+
+def _name(name: str) -> str:
+    """`run.name`, once it is known to be a place below `paths.runs`."""
+    parts = name.split("/")
+    usable = all(part not in ("", ".", "..") and len(part.encode()) <= _LONGEST_NAME for part in parts)
+    if not usable or not name.isprintable():
+        raise ConfigError(
+            f"run.name={name[:_LONGEST_NAME]!r} has to be the name of a folder below paths.runs"
+        )
+    return name
 
 
 if __name__ == "__main__":

@@ -5,12 +5,9 @@ import math
 import warnings
 
 import numpy as np
-import torch
-from jaxtyping import UInt8
-from PIL import ExifTags, Image
-from torch import Tensor
+from PIL import ExifTags, Image, UnidentifiedImageError
 
-from vlm.types import Cause
+from vlm.broken import Cause
 
 # A JPEG may be decoded at 1/2, 1/4 or 1/8 of its size as long as this many pixels, in each direction,
 # still stand behind each pixel of the result, so that the resampling filter decides its quality.
@@ -55,8 +52,10 @@ def open_image(data: bytes) -> Image.Image:
             return Image.open(io.BytesIO(data), formats=_FORMATS)
         except (Image.DecompressionBombWarning, Image.DecompressionBombError) as error:
             raise OversizedImageError(str(error)) from error
+        except UnidentifiedImageError as error:  # its own words name an address in memory
+            raise UnreadableImageError(f"it is no {', '.join(_FORMATS)}") from error
         except Exception as error:  # damaged files make Pillow raise almost anything
-            raise UnreadableImageError(str(error)) from error
+            raise UnreadableImageError(str(error) or type(error).__name__) from error
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
@@ -99,12 +98,6 @@ def resample_box(
     scaled = (box[0] * x, box[1] * y, min(box[2] * x, rgb.width), min(box[3] * y, rgb.height))
     cut = rgb.resize(size, interpolation, box=scaled)
     return cut.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else cut
-
-
-def to_tensor(image: Image.Image) -> UInt8[Tensor, "3 h w"]:
-    """The bytes of an RGB image, channels first."""
-    # band by band: transposing interleaved pixels takes nearly twice as long
-    return torch.from_numpy(np.stack([np.asarray(band) for band in image.split()]))
 
 
 def _orientation(image: Image.Image) -> int:

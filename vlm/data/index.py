@@ -11,6 +11,7 @@ import io
 import json
 import logging
 import os
+import tarfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -28,13 +29,16 @@ from tqdm import tqdm
 from vlm.data.remote import DEFAULT_REMOTE, PIPE, Remote, StoreError, read_small
 from vlm.data.tar import DAMAGE, TarReader, is_compressed, is_local, open_shard
 from vlm.errors import DataError
-from vlm.files import replacing
+from vlm.files import DRAFT, replacing
 
 logger = logging.getLogger(__name__)
 
 SIZES = "sizes.json"
 _THREADS = 8
 _DELETE = "delete it to have the shards counted again"
+# A tar of so many samples would have terabytes of headers alone.
+_MOST_SAMPLES = 1 << 32
+_FARTHEST = 1 << 50
 _RECOUNT = "write or fetch it again and delete its line in sizes.json to have it counted anew"
 
 
@@ -75,7 +79,7 @@ def index_shards(urls: Sequence[str]) -> dict[str, int]:
         DataError: a shard cannot be read, or the index cannot be written; what was there stays as it was.
     """
     sizes = dict(zip(urls, shard_sizes(urls), strict=True))
-    lacking = [url for url in urls if is_local(url) and _is_plain(url) and read_offsets(url) is None]
+    lacking = [url for url in urls if is_local(url) and _is_plain(url) and not _has_rows(url, sizes[url])]
     places: dict[str, dict[str, int]] = {}
     with ThreadPoolExecutor(_THREADS) as pool:
         counts = pool.map(lambda url: _count_by_pass(url, _home(_split(url)[0]), DEFAULT_REMOTE), lacking)
@@ -89,6 +93,11 @@ def index_shards(urls: Sequence[str]) -> dict[str, int]:
     return dict(Counter(str(_home(_split(url)[0])) for url in urls))
 
 
+def _has_rows(url: str, count: int) -> bool:
+    offsets = read_offsets(url)
+    return offsets is not None and len(offsets) == count
+
+
 def read_offsets(url: str, *, remote: Remote = DEFAULT_REMOTE) -> Int64[ndarray, "n"] | None:
     """Where the samples of a plain tar begin, or None where no index says so."""
     folder, name = _split(url)
@@ -98,16 +107,24 @@ def read_offsets(url: str, *, remote: Remote = DEFAULT_REMOTE) -> Int64[ndarray,
     import pyarrow.parquet as pq
 
     for place in (folder, str(_cache(folder))):
-        data = _read_bytes(_join(place, _offsets_name(name)), remote)
+        data = _read_bytes(_join(place, offsets_name(name)), remote)
         if data is not None:
             try:
                 rows = pq.ParquetFile(io.BytesIO(data)).read(columns=["offset"], use_threads=False)
                 offsets: ndarray = rows["offset"].to_numpy().astype(np.int64, casting="safe")
-            except (pa.ArrowException, OSError, KeyError, TypeError) as error:
-                path = _join(place, _offsets_name(name))
+                _check_offsets(offsets)
+            except (pa.ArrowException, OSError, KeyError, TypeError, ValueError, MemoryError) as error:
+                path = _join(place, offsets_name(name))
                 raise DataError(f"{path} is no index: {error}; delete it and {SIZES}") from error
             return offsets
     return None
+
+
+def _check_offsets(offsets: Int64[ndarray, "n"]) -> None:
+    """Headers of a tar follow each other, each at the beginning of a block."""
+    ascending = len(offsets) == 0 or (offsets[0] >= 0 and (np.diff(offsets) > 0).all())
+    if not ascending or (offsets % tarfile.BLOCKSIZE).any() or offsets[-1:].sum() > _FARTHEST:
+        raise ValueError("its offsets are no places of headers in their order")
 
 
 def write_offsets(tar: Path, keys: Sequence[str], offsets: Sequence[int], sizes: Sequence[int]) -> None:
@@ -123,7 +140,7 @@ def write_offsets(tar: Path, keys: Sequence[str], offsets: Sequence[int], sizes:
             "size": pa.array(sizes, pa.int64()),
         }
     )
-    with _replacing(tar.with_name(_offsets_name(tar.name))) as path:
+    with _replacing(tar.with_name(offsets_name(tar.name))) as path:
         pq.write_table(table, path)
 
 
@@ -162,7 +179,8 @@ def _stem(name: str) -> str:
     return name
 
 
-def _offsets_name(name: str) -> str:
+def offsets_name(name: str) -> str:
+    """The file beside a tar that says where its samples begin."""
     return f"{_stem(name)}.index.parquet"
 
 
@@ -176,6 +194,7 @@ def _folder_sizes(folder: str, names: Sequence[str], remote: Remote) -> dict[str
         known = _known_sizes(folder, home, names, remote)  # another process may have counted meanwhile
         missing = [name for name in names if name not in known]
         if missing:
+            _remove_drafts(home)
             known |= _count(folder, home, missing, remote)
             write_sizes(home, {name: known[name] for name in missing})
             logger.info("indexed %d shards of %s; the index is in %s", len(missing), folder, home)
@@ -201,13 +220,17 @@ def _read_sizes(folder: str, remote: Remote) -> dict[str, int]:
     path = _join(folder, SIZES)
     values = _read_json(path, remote)
     try:
-        # open_clip's files may hold counts as strings
-        sizes = {name: int(count) for name, count in values.items()}
-    except (TypeError, ValueError) as error:
+        return {name: _whole(count) for name, count in values.items()}
+    except ValueError as error:
         raise DataError(f"{path} holds more than counts: {error}; {_DELETE}") from None
-    if min(sizes.values(), default=0) < 0:
-        raise DataError(f"{path} holds a negative count; {_DELETE}")
-    return sizes
+
+
+def _whole(count: Any) -> int:
+    """A number of samples; open_clip's files may hold it as a text."""
+    text = str(count)
+    if isinstance(count, int | str) and text.isdecimal() and len(text) < 20 and int(text) <= _MOST_SAMPLES:
+        return int(text)
+    raise ValueError(f"{text[:40]!r} is no number of samples")
 
 
 def _read_json(path: str, remote: Remote) -> dict[str, Any]:
@@ -217,7 +240,9 @@ def _read_json(path: str, remote: Remote) -> dict[str, Any]:
         values = json.loads(data or "{}")
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path} is no json: {error}; {_DELETE}") from None
-    return values if isinstance(values, dict) else {}
+    if not isinstance(values, dict):
+        raise DataError(f"{path} holds a {type(values).__name__}, not names and values; {_DELETE}")
+    return values
 
 
 def _read_bytes(path: str, remote: Remote) -> bytes | None:
@@ -255,9 +280,13 @@ def _count(folder: str, home: Path, names: Sequence[str], remote: Remote) -> dic
 
 
 def _count_shard(folder: str, home: Path, name: str, remote: Remote) -> int:
-    statistics = _read_json(_join(folder, f"{_stem(name)}_stats.json"), remote) if folder != PIPE else {}
+    path = _join(folder, f"{_stem(name)}_stats.json")
+    statistics = _read_json(path, remote) if folder != PIPE else {}
     if "successes" in statistics:
-        return int(statistics["successes"])
+        try:
+            return _whole(statistics["successes"])
+        except ValueError as error:
+            raise DataError(f"{path}: successes: {error}; {_DELETE}") from None
     return _count_by_pass(name if folder == PIPE else _join(folder, name), home, remote)
 
 
@@ -267,7 +296,10 @@ def _count_by_pass(url: str, home: Path, remote: Remote) -> int:
     except IndexNotWrittenError:
         raise
     except Exception as error:
-        raise DataError(f"{url} cannot be read to its end: {error or type(error).__name__}") from error
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(
+            f"{url} cannot be read to its end: {reason}; write or fetch it again, or leave it out"
+        ) from error
 
 
 def _is_plain(url: str) -> bool:
@@ -286,6 +318,10 @@ def _pass(url: str, tar: Path, remote: Remote) -> int:
         while sample := reader.read():
             keys.append(sample.key)
             starts.append(reader.sample_offset)
+        if not keys:
+            logger.warning("%s holds no sample; %s", url, _RECOUNT)
+        elif not reader.has_end:
+            logger.warning("%s has no end of a tar after its sample %d; %s", url, len(keys), _RECOUNT)
     except DAMAGE as error:
         if not keys:
             raise
@@ -295,6 +331,12 @@ def _pass(url: str, tar: Path, remote: Remote) -> int:
         sizes = [stop - start for start, stop in pairwise(starts)]
         write_offsets(tar, keys, starts[:-1], sizes)
     return len(keys)
+
+
+def _remove_drafts(home: Path) -> None:
+    """Remove what a process that was killed while it indexed has left; others wait for the lock."""
+    for draft in (*home.glob(f".*.index.parquet.*{DRAFT}"), *home.glob(f".{SIZES}.*{DRAFT}")):
+        draft.unlink(missing_ok=True)
 
 
 @contextmanager

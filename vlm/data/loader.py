@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from vlm.broken import BrokenSample, Cause
 from vlm.data.images import UnreadableImageError
 from vlm.data.order import Order
 from vlm.data.samples import (
@@ -27,7 +28,7 @@ from vlm.data.tar import RawSample
 from vlm.data.transforms import Augment, Preprocess
 from vlm.data.workers import Numbered
 from vlm.errors import DataError
-from vlm.types import Batch, BrokenSample, Cause
+from vlm.types import Batch
 
 logger = logging.getLogger(__name__)
 

@@ -7,9 +7,9 @@ from typing import Any, TypeVar
 
 from PIL import Image
 
+from vlm.broken import Cause
 from vlm.data.images import UnreadableImageError, open_image
 from vlm.data.tar import RawSample
-from vlm.types import Cause
 
 T = TypeVar("T")
 

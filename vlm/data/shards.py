@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy import ndarray
 
+from vlm.broken import BrokenSample, Cause
 from vlm.data.cache import ShardCache
-from vlm.data.index import read_offsets, shard_sizes
+from vlm.data.index import SIZES, offsets_name, read_offsets, shard_sizes
 from vlm.data.remote import DEFAULT_REMOTE, Remote, StoreError, contact
 from vlm.data.sources import expand_shards
 from vlm.data.tar import DAMAGE, CutError, RawSample, TarReader, is_local, open_shard
 from vlm.errors import DataError, VlmError
-from vlm.types import BrokenSample, Cause
 
 _REINDEX = "if the shard was replaced, delete sizes.json and its .index.parquet to have it indexed again"
 
@@ -114,8 +114,8 @@ class ShardCursor:
             BrokenShardError: the shard is gone, damaged there, or shorter than its index says.
             DataError: the shard cannot be read just now.
         """
-        if self._lost and self._lost[0] == shard and row >= self._lost[1]:
-            raise self._lost[2]
+        if self._lost and self.is_lost(shard, row):
+            raise self._lost[2].with_traceback(None)  # it would grow with each sample that is asked for
         url = self._shards.urls[shard]
         try:
             sample = self._move_to(shard, row).read()
@@ -158,6 +158,10 @@ class ShardCursor:
         """The sample at a row of the whole set, as `try_read`."""
         return self.try_read(*self._shards.locate(row))
 
+    def is_lost(self, shard: int, row: int) -> bool:
+        """Whether it is known that neither this sample of a shard nor any behind it can be read."""
+        return self._lost is not None and self._lost[0] == shard and row >= self._lost[1]
+
     def close(self) -> None:
         """Close the open shard."""
         if self._reader is not None:
@@ -194,4 +198,10 @@ class ShardCursor:
         if self._offsets is None:
             url = self._shards.urls[self._shard]
             self._offsets = read_offsets(url, remote=self._shards.remote)
+            size = self._shards.sizes[self._shard]
+            if self._offsets is not None and len(self._offsets) != size:
+                raise DataError(
+                    f"the index of {url} contradicts itself: {SIZES} says {size} samples, "
+                    f"{offsets_name(url)} has {len(self._offsets)} rows; correct it by vlm shards index"
+                )
         return self._offsets is not None and row < len(self._offsets)

@@ -1,7 +1,9 @@
 """Where samples come from: shard patterns and the names of caption fields."""
 
 import glob
+import math
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -10,6 +12,8 @@ from pathlib import Path
 from vlm.data.remote import DEFAULT_REMOTE, PIPE, Remote, StoreError, glob_remote
 from vlm.data.tar import is_local
 from vlm.errors import ConfigError, DataError
+
+_MOST_SHARDS = 1_000_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,6 +26,9 @@ class Source:
         captions: one field or several, as `txt` or `json.caption_en`; the value is a string or a list of
             strings. One non-empty field is drawn for each sample, then one of its strings.
         share: this source's share of every batch; only for entries of `data.mix`.
+
+    Raises:
+        ConfigError: no field is named.
     """
 
     shards: str | Sequence[str]
@@ -31,6 +38,8 @@ class Source:
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", as_strings(self.shards))
         object.__setattr__(self, "captions", as_strings(self.captions))
+        if not self.captions:
+            raise ConfigError("the captions of a data source are empty; name a field, as txt or json.caption")
 
 
 def as_strings(value: str | Iterable[str]) -> tuple[str, ...]:
@@ -83,6 +92,8 @@ def _expand(pattern: str, key: str, remote: Remote) -> list[str]:
     pattern = pattern.removeprefix("file://")
     if Path(pattern).is_file():
         return [pattern]
+    if _num_shards(pattern) > _MOST_SHARDS:
+        raise ConfigError(f"{key}={pattern!r} names more than {_MOST_SHARDS:,} shards; correct the braces")
     try:
         names = list(braceexpand(pattern))
     except ValueError as error:
@@ -94,6 +105,12 @@ def _expand(pattern: str, key: str, remote: Remote) -> list[str]:
     if not shards:
         raise DataError(f"{key}={pattern!r} matches no file; correct the path or write the shards first")
     return shards
+
+
+def _num_shards(pattern: str) -> int:
+    """How many names the ranges in a pattern make, without making them."""
+    ranges = re.findall(r"\{(\d+)\.\.(\d+)\}", pattern)
+    return math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges)
 
 
 def _glob(name: str, remote: Remote) -> list[str]:

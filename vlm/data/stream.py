@@ -1,13 +1,13 @@
 """The samples of one stream of one epoch, permuted within windows while they are read."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 from numpy import ndarray
 
-from vlm.data.order import Order
+from vlm.broken import BrokenSample
+from vlm.data.order import Order, Run
 from vlm.data.shards import ShardCursor
 from vlm.data.tar import RawSample
-from vlm.types import BrokenSample
 
 # A cut shard leaves windows without a whole sample. Then others are tried, as many as this, in random places.
 _TRIES_ELSEWHERE = 64
@@ -44,7 +44,8 @@ class WindowedStream:
         self._length = order.stream_length(group)
         self._held: dict[int, RawSample | BrokenSample] = {}
         self._next_read, _ = order.window_bounds(group=group, position=position)
-        self._places = self._stored_from(self._next_read)
+        runs = order.runs(epoch=epoch, group=group, stream=stream)
+        self._places = _stored(runs, self._next_read)
         self._permutation: tuple[int, ndarray] | None = None
 
     def advance(self, position: int, count: int) -> None:
@@ -78,11 +79,13 @@ class WindowedStream:
         """Close the open shard."""
         self._cursor.close()
 
-    def _stored_from(self, position: int) -> Iterator[tuple[int, int]]:
-        """Shard and row of each sample of the stream, from a position on."""
-        epoch, group, stream = self._place
-        for run in self._order.runs(epoch=epoch, group=group, stream=stream):
-            size = run.stop - run.start
-            for row in range(run.start + min(position, size), run.stop):
-                yield run.shard, row
-            position = max(0, position - size)
+
+def _stored(runs: Sequence[Run], position: int) -> Iterator[tuple[int, int]]:
+    """Shard and row of each sample of the runs, from a position on."""
+    # No method of the stream: a generator that holds the stream by which it is held would keep the windows of
+    # epochs that are over until Python's collector looks at old objects, which it does rarely.
+    for run in runs:
+        size = run.stop - run.start
+        for row in range(run.start + min(position, size), run.stop):
+            yield run.shard, row
+        position = max(0, position - size)

@@ -105,8 +105,8 @@ def _open_bytes(url: str, remote: Remote, cache: ShardCache | None) -> io.RawIOB
 class TarReader:
     """Reads the samples of one tar one after another.
 
-    A sample is a run of adjacent files whose paths agree up to the first dot of the base name; what has no
-    such dot, is hidden or is no regular file belongs to no sample.
+    A sample is a run of adjacent files whose paths agree up to the first dot of the base name, and whose
+    extensions differ; what has no such dot, is hidden or is no regular file belongs to no sample.
 
     Args:
         file: a tar's bytes from their beginning; closed with the reader.
@@ -121,12 +121,18 @@ class TarReader:
         self._seekable = file.seekable()
         self._offset = 0
         self._damage: Exception | None = None
+        self._has_end = False
         self._next = self._read_member()
 
     @property
     def damaged(self) -> bool:
         """Whether what follows the last sample cannot be read on; the next read says why."""
         return self._damage is not None
+
+    @property
+    def has_end(self) -> bool:
+        """Whether the two empty blocks were found with which a whole tar ends."""
+        return self._has_end
 
     @property
     def sample_offset(self) -> int:
@@ -160,7 +166,10 @@ class TarReader:
         if member is None:
             return None
         sample = RawSample(self._url, member.key, {})
-        while member is not None and member.key == sample.key:
+        seen: set[str] = set()
+        # A second file of one name is another sample's, or those of a whole shard of one key would be lost.
+        while member is not None and member.key == sample.key and member.extension not in seen:
+            seen.add(member.extension)
             padding = -member.size % _BLOCK
             if members is None or member.extension in members:
                 sample.members[member.extension] = self._take(member.size)
@@ -193,6 +202,7 @@ class TarReader:
         """Type, name and size of the next header, or None at the end of the archive."""
         header = self._file.read(_BLOCK)
         if not header.rstrip(b"\0"):
+            self._read_end(header)
             return None
         checksum = b"%o" % (sum(header) - sum(header[148:156]) + 8 * ord(" "))
         if len(header) < _BLOCK:
@@ -201,12 +211,19 @@ class TarReader:
             raise ValueError(f"no tar header at byte {self._offset}")
         self._offset += _BLOCK
         size = tarfile.nti(header[124:136])  # type: ignore[attr-defined]
-        if size < 0:
+        if not 0 <= size <= _LARGEST_MEMBER:
             raise ValueError(f"a member of {size} bytes at byte {self._offset}")
         name = header[:100].partition(b"\0")[0]
         if header[257:263] == b"ustar\0" and header[345]:
             name = header[345:500].partition(b"\0")[0] + b"/" + name
         return header[156:157], _text(name), size
+
+    def _read_end(self, block: bytes) -> None:
+        """Look behind the first empty block: a piece that a disk lost is zeros as well."""
+        rest = self._file.read(_BUFFER)
+        if rest.strip(b"\0"):
+            raise ValueError(f"zeros in the place of a header at byte {self._offset}, with more behind them")
+        self._has_end = len(block) + len(rest) >= 2 * _BLOCK
 
     def _read_long_name(self, kind: bytes, size: int) -> str | None:
         data = self._take(size)
@@ -214,8 +231,6 @@ class TarReader:
         return _text(data.rstrip(b"\0")) if kind == b"L" else _pax_path(data)
 
     def _take(self, size: int) -> bytes:
-        if size > _LARGEST_MEMBER:
-            raise ValueError(f"a member of {size} bytes at byte {self._offset}")
         data = self._file.read(size)
         if len(data) < size:
             raise CutError(f"the file ends at byte {self._offset + len(data)}, within a member")

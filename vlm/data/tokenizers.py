@@ -94,7 +94,8 @@ class Tokenizer:
 
     def save(self, path: str | Path) -> None:
         """Write everything to one file, in the format of the `tokenizers` library."""
-        self._tokenizer.save(str(path))
+        # Its own `save` reports a full disk as an Exception of no kind.
+        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

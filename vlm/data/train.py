@@ -223,8 +223,10 @@ def _stored_captions(source: OrderedSource) -> Iterator[str]:
             for row in range(size):
                 try:
                     record = decode_record(cursor.read(shard, row))
-                except (BrokenSampleError, BrokenShardError):
-                    continue  # training counts and names it
+                except (BrokenSampleError, BrokenShardError):  # training counts and names it
+                    if cursor.is_lost(shard, row):
+                        break
+                    continue
                 for captions in record_captions(record, source.captions):
                     yield from captions
 

@@ -3,7 +3,8 @@
 import csv
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,17 +32,36 @@ class Curve:
 
 
 def read_curves(metrics_csv: Path) -> list[Curve]:
-    """The curves worth drawing from a table with a column `step`; empty cells and single points left out."""
+    """The curves worth drawing from a table with a column `step`.
+
+    Empty cells, cells that are no numbers and single points are left out.
+    """
     points: dict[str, list[Point]] = {}
-    with metrics_csv.open(newline="", encoding="utf-8") as file:
-        for row in csv.DictReader(file):
+    with metrics_csv.open(newline="", encoding="utf-8", errors="replace") as file:
+        for row in _rows(line for line in file if line.endswith("\n")):  # the last may be half written
+            step = _number(row.get("step"))
             for name, cell in row.items():
-                if cell and SHOWN.fullmatch(name) and math.isfinite(value := float(cell)):
-                    points.setdefault(name, []).append((float(row["step"]), value))
+                value = _number(cell)
+                if step is not None and value is not None and SHOWN.fullmatch(name or ""):
+                    points.setdefault(name, []).append((step, value))
     terms = [name for name in points if name.startswith("train/loss/")]
     if len(terms) == 1:
         del points[terms[0]]  # the loss itself
     return [Curve(name=name, points=found) for name, found in points.items() if len(found) > 1]
+
+
+def _rows(file: Iterable[str]) -> Iterator[dict[str, str]]:
+    """The rows up to where the table cannot be read on."""
+    with suppress(csv.Error):
+        yield from csv.DictReader(file)
+
+
+def _number(cell: object) -> float | None:
+    try:
+        value = float(cell) if isinstance(cell, str) else math.nan
+    except ValueError:
+        return None
+    return value if math.isfinite(value) else None
 
 
 def draw(curve: Curve) -> Markup:

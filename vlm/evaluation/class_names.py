@@ -8,7 +8,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from vlm.data import open_shards, read_records
 from vlm.errors import ConfigError, DataError
-from vlm.evaluation.fields import Label, captions_of, label_of
+from vlm.evaluation.fields import Label, captions_of, label_of, read_text
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -34,7 +34,7 @@ class ClassesFromText:
 
     def read(self) -> ClassNames:
         """Raises `ConfigError` where there is no such file."""
-        names = _existing(self.path).read_text(encoding="utf-8").splitlines()
+        names = read_text(_existing(self.path)).splitlines()
         return ClassNames(names=names, labels=list(range(len(names))))
 
 
@@ -47,15 +47,28 @@ class ClassesFromJson:
     label: str
 
     def read(self) -> ClassNames:
-        """Raises `ConfigError` where there is no such file, `DataError` where an entry lacks a key."""
-        entries: list[dict[str, Any]] = json.loads(_existing(self.path).read_text(encoding="utf-8"))
+        """Raises `ConfigError` where there is no such file, `DataError` where it is no such list."""
+        try:
+            entries = json.loads(read_text(_existing(self.path)))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path} is no json: {error}") from error
+        if not isinstance(entries, list) or not entries:
+            raise DataError(f"{self.path} has to hold a json list of objects, one for each class")
         for number, entry in enumerate(entries):
-            for key in (self.name, self.label):
-                if key not in entry:
-                    raise DataError(f"{self.path}: entry {number} has no {key!r} (it has {sorted(entry)})")
+            self._check(entry, f"{self.path}: entry {number}")
         return ClassNames(
             names=[entry[self.name] for entry in entries], labels=[entry[self.label] for entry in entries]
         )
+
+    def _check(self, entry: Any, where: str) -> None:
+        if not isinstance(entry, dict):
+            raise DataError(f"{where} is {entry!r}, not an object")
+        expected = ((self.name, str, "a text"), (self.label, int | str, "a number or a text"))
+        for key, kinds, what in expected:
+            if key not in entry:
+                raise DataError(f"{where} has no {key!r} (it has {sorted(entry)})")
+            if not isinstance(entry[key], kinds):
+                raise DataError(f"{where} has {key}={entry[key]!r}, not {what}")
 
 
 @dataclass(frozen=True)

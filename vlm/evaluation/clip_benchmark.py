@@ -4,8 +4,12 @@ from pathlib import Path
 
 from vlm.errors import ConfigError
 from vlm.evaluation.class_names import ClassesFromText
+from vlm.evaluation.fields import read_text
 from vlm.evaluation.retrieval import Retrieval
 from vlm.evaluation.zero_shot import ZeroShot
+
+_DIGITS = 6
+"""Of the number of shards; a damaged file may name any."""
 
 
 def clip_benchmark(root: str, split: str) -> ZeroShot | Retrieval:
@@ -19,8 +23,11 @@ def clip_benchmark(root: str, split: str) -> ZeroShot | Retrieval:
         ConfigError: a file of the layout is missing, or the kind is not one of the two.
     """
     folder = Path(root)
-    count = int(_read(folder / split / "nshards.txt"))
-    shards = [str(folder / split / f"{number}.tar") for number in range(count)]
+    count_file = folder / split / "nshards.txt"
+    count = _read(count_file)
+    if not count.isdecimal() or len(count) > _DIGITS:
+        raise ConfigError(f"{count_file} says {count[:40]!r}, which is no number of shards")
+    shards = [str(folder / split / f"{number}.tar") for number in range(int(count))]
     kind_file = folder / "dataset_type.txt"
     kind = _read(kind_file) if kind_file.exists() else "classification"
     if kind == "retrieval":
@@ -38,4 +45,4 @@ def clip_benchmark(root: str, split: str) -> ZeroShot | Retrieval:
 def _read(path: Path) -> str:
     if not path.is_file():
         raise ConfigError(f"{path} is missing; set `root` to a data set in the layout of CLIP_benchmark")
-    return path.read_text(encoding="utf-8").strip()
+    return read_text(path).strip()

@@ -1,12 +1,21 @@
 """What an evaluation reads from the record of a sample."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from vlm.data import lookup, record_captions
 from vlm.errors import DataError
 
 Label = int | str
+
+
+def read_text(path: Path) -> str:
+    """A text file. Raises `DataError` where it is no UTF-8."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it") from error
 
 
 def label_of(record: Mapping[str, Any], field: str) -> Label:

@@ -16,6 +16,7 @@ from PIL import Image
 from vlm.data import Preprocess, open_shards, read_images
 from vlm.evaluation import charts
 from vlm.evaluation.evaluator import Result
+from vlm.files import replacing, writing
 from vlm.inference import Description, read_description, read_weights
 
 PICTURE_SIZE = 128
@@ -46,6 +47,9 @@ def write_report(
     Args:
         metrics_csv: what training logged, a column `step` and one for each value; without it, or where
             there is no such file, the page has no curves.
+
+    Raises:
+        OutputError: it cannot be written; one that was there is unchanged.
     """
     description = read_description(checkpoint)
     parts = [
@@ -66,9 +70,11 @@ def write_report(
             curves=[(curve, charts.draw(curve)) for curve in curves],
         )
     )
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "report.html"
-    path.write_text(page, encoding="utf-8")
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as draft:
+            draft.write_text(page, encoding="utf-8")
     return path
 
 

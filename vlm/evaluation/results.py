@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 from vlm.evaluation.evaluator import Result
+from vlm.files import remove_drafts, replacing, writing
 from vlm.inference import read_description, versions
 
 
@@ -14,6 +15,9 @@ def write_results(folder: Path, results: Mapping[str, Result], *, checkpoint: Pa
 
     Under `results` stands, for each evaluation, what CLIP_benchmark's files have (`dataset`, `task`,
     `metrics`), with chance levels and the number of images beside it.
+
+    Raises:
+        OutputError: it cannot be written; one that was there is unchanged.
     """
     description = read_description(checkpoint)
     content = {
@@ -33,7 +37,10 @@ def write_results(folder: Path, results: Mapping[str, Result], *, checkpoint: Pa
             for name, result in results.items()
         },
     }
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / "results.json"
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    with writing(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(folder)
+        with replacing(path) as draft:
+            draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
     return path

@@ -13,7 +13,7 @@ from torch import Tensor
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.class_names import ClassNames, ClassSource
 from vlm.evaluation.evaluator import Result, records_of, spread
-from vlm.evaluation.fields import Label, label_of
+from vlm.evaluation.fields import Label, label_of, read_text
 from vlm.evaluation.ranking import Ranking, chance_of_hit, group_sizes, rank_relevant, top_matches
 from vlm.inference import Embedder
 
@@ -102,12 +102,16 @@ def read_templates(templates: str | Sequence[str]) -> list[str]:
         path = Path(templates)
         if not path.is_file():
             raise ConfigError(f"templates={templates}: no such file; give a text file or a list of sentences")
-        templates = [line for line in path.read_text(encoding="utf-8").splitlines() if line.strip()]
+        return _checked([line for line in read_text(path).splitlines() if line.strip()], f"templates={path}")
+    return _checked(templates, "templates")
+
+
+def _checked(templates: Sequence[str], where: str) -> list[str]:
     if not templates:
-        raise ConfigError("templates is empty; give at least one sentence with {c}, or just '{c}'")
+        raise ConfigError(f"{where} is empty; give at least one sentence with {{c}}, or just '{{c}}'")
     for template in templates:
         if "{c}" not in template:
-            raise ConfigError(f"templates: {template!r} has no {{c}}, where the class name goes")
+            raise ConfigError(f"{where}: {template!r} has no {{c}}, where the class name goes")
     return list(templates)
 
 

@@ -1,13 +1,16 @@
 """Trained models in use, without Hydra and without Lightning."""
 
 from vlm.inference.checkpoint import (
+    CONFIG,
     TOKENIZER,
     Description,
+    check_buildable,
     checkpoints_of,
     latest_checkpoint,
     load_weights,
     read_config,
     read_description,
+    read_tokenizer,
     read_weights,
     save_model,
     verify,
@@ -17,17 +20,20 @@ from vlm.inference.embed import Embedder, ImageEmbeddings
 from vlm.inference.load import Loaded, load
 
 __all__ = [
+    "CONFIG",
     "TOKENIZER",
     "Description",
     "Embedder",
     "ImageEmbeddings",
     "Loaded",
+    "check_buildable",
     "checkpoints_of",
     "latest_checkpoint",
     "load",
     "load_weights",
     "read_config",
     "read_description",
+    "read_tokenizer",
     "read_weights",
     "save_model",
     "verify",

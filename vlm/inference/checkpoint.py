@@ -9,8 +9,9 @@ A run keeps its checkpoints as `<run>/checkpoints/step_00000100/`:
 | `tokenizer.json` | the tokenizer |
 | `config.json` | the resolved configuration of the run, for people |
 
-Training adds the state of its optimizer beside them. Everything is checked when it is read: `model.json`
-against its own digest and against `config.json`, the other files against their hashes.
+Training adds the state of its optimizer, and later the scores of an evaluation. All but the scores is checked
+when it is read: `model.json` against its own digest and against `config.json`, the other files against their
+hashes.
 """
 
 import hashlib
@@ -18,21 +19,22 @@ import importlib.metadata
 import json
 import re
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer
-from vlm.errors import CheckpointError, ConfigError
-from vlm.inference.contradictions import carried, require_carried
+from vlm.errors import CheckpointError, ConfigError, DataError
+from vlm.inference.contradictions import carried, require_carried, require_configured
+from vlm.inference.trust import check_facts, check_self_contained, require_buildable
 from vlm.models import ModelSpec
 from vlm.models.state_dict import require_fit
 
@@ -42,9 +44,6 @@ DESCRIPTION = "model.json"
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
 NAMES_SHOWN = 8
-
-# A built model describes itself without these: weights are no longer fetched, a size may have been filled up.
-_SETTLED_LATER = frozenset({"pretrained", "vocab_size", "eot_id"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -168,9 +167,10 @@ def read_description(checkpoint: Path) -> Description:
         if content["format"] != FORMAT:
             raise CheckpointError(
                 f"{path} has format {content['format']}, this version of vlm reads {FORMAT}; "
-                f"it was written by vlm {content.get('versions', {}).get('vlm', 'of unknown version')}"
+                f"it was written by vlm {_mapping(content.get('versions')).get('vlm', 'of unknown version')}"
             )
         digest = content.pop("digest")
+        check_facts(content)
         description = Description(
             step=content["step"],
             model=ModelSpec.from_mapping(content["model"], key="model"),
@@ -180,10 +180,13 @@ def read_description(checkpoint: Path) -> Description:
             data=content["data"],
             files=content["files"],
         )
+        check_self_contained(description.model, description.preprocess)
         require_carried(checkpoint / WEIGHTS, description.model, where=path)
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}") from error
-    except (ValueError, KeyError, TypeError, ConfigError) as error:
+    except KeyError as error:
+        raise CheckpointError(f"{path} is not the description of a model: {error} is missing") from error
+    except (ValueError, TypeError, OverflowError, RecursionError, ConfigError) as error:
         raise CheckpointError(f"{path} is not the description of a model: {error}") from error
     _refuse_contradictions(path, content, read_config(checkpoint))
     if digest != _digest(content):
@@ -195,9 +198,11 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     """The resolved configuration of the run. Raises `CheckpointError` where there is none."""
     path = checkpoint / CONFIG
     try:
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the checkpoint is incomplete") from error
+    if not isinstance(config, dict):
+        raise CheckpointError(f"{path} holds a {type(config).__name__}, not a configuration")
     return config
 
 
@@ -205,9 +210,56 @@ def read_weights(checkpoint: Path) -> dict[str, Tensor]:
     """The fp32 weights by parameter name, on the CPU. Raises `CheckpointError` where the file is broken."""
     path = checkpoint / WEIGHTS
     try:
-        return load_file(path)
+        weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the checkpoint is incomplete") from error
+    for name, value in weights.items():
+        if not value.is_floating_point():
+            raise CheckpointError(f"{path} holds {name} as {value.dtype}; weights are floating-point numbers")
+    return weights
+
+
+def check_buildable(checkpoint: Path) -> None:
+    """Compare the model of a checkpoint with the shapes of its weights; neither takes memory.
+
+    Raises:
+        CheckpointError: the model cannot be built, or is another than that of the weights.
+    """
+    try:
+        with safe_open(checkpoint / WEIGHTS, framework="pt") as file:
+            shapes = {name: file.get_slice(name).get_shape() for name in file.keys()}  # noqa: SIM118
+    except (OSError, SafetensorError) as error:
+        raise CheckpointError(
+            f"{checkpoint / WEIGHTS} cannot be read ({error}); the checkpoint is incomplete"
+        ) from error
+    weights = {name: torch.empty(shape, device="meta") for name, shape in shapes.items()}
+    require_buildable(read_description(checkpoint).model, weights, where=checkpoint / DESCRIPTION)
+
+
+def read_tokenizer(checkpoint: Path) -> Tokenizer:
+    """The tokenizer of a checkpoint. Raises `CheckpointError` where the model cannot read its ids."""
+    path, text = checkpoint / TOKENIZER, read_description(checkpoint).model.text
+    try:
+        tokenizer = Tokenizer.load(path)
+    except (DataError, ConfigError) as error:
+        named = str(error) if str(path) in str(error) else f"{path}: {error}"
+        raise CheckpointError(f"{named}; the checkpoint is incomplete") from error
+    for what, found, expected, fits in (
+        ("vocab_size", tokenizer.vocab_size, text.vocab_size, tokenizer.vocab_size <= (text.vocab_size or 0)),
+        ("eot_id", tokenizer.eot_id, text.eot_id, tokenizer.eot_id == text.eot_id),
+        (
+            "context_length",
+            tokenizer.context_length,
+            text.context_length,
+            tokenizer.context_length <= text.context_length,
+        ),
+    ):
+        if not fits:
+            raise CheckpointError(
+                f"{path} has {what}={found}, {DESCRIPTION} beside it model.text.{what}={expected}; "
+                "it is the tokenizer of another model"
+            )
+    return tokenizer
 
 
 def load_weights(model: nn.Module, weights: Mapping[str, Tensor], *, where: str) -> None:
@@ -247,23 +299,13 @@ def _refuse_contradictions(path: Path, content: Mapping[str, Any], config: Mappi
     """What `model.json` says of model and preprocessing must be what the run was configured to make."""
     configured = {
         "model": config.get("model") or {},
-        "preprocess": (config.get("data") or {}).get("preprocess") or {},
+        "preprocess": _mapping(config.get("data")).get("preprocess") or {},
     }
-    for part, values in configured.items():
-        for key, (described, asked) in _pairs(content[part], values, part):
-            raise CheckpointError(
-                f"{path} says {key}={described!r}, {CONFIG} beside it says {asked!r}; one was changed "
-                "after the checkpoint was written, so neither is believed"
-            )
+    require_configured(content, configured, where=path, config=path.with_name(CONFIG))
 
 
-def _pairs(described: Any, asked: Any, key: str) -> Iterator[tuple[str, tuple[Any, Any]]]:
-    """Values that differ, by key; those that were left to the tokenizer or to the library do not count."""
-    if isinstance(described, Mapping) and isinstance(asked, Mapping):
-        for name in described.keys() & asked.keys() - _SETTLED_LATER:
-            yield from _pairs(described[name], asked[name], f"{key}.{name}")
-    elif asked is not None and described != asked:
-        yield key, (described, asked)
+def _mapping(value: Any) -> Mapping[str, Any]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def _fingerprint(path: Path) -> dict[str, Any]:

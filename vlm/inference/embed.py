@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -41,6 +41,7 @@ class Embedder:
         num_workers: processes of this rank that decode pictures; 0 decodes in this one.
         bf16: autocast to bfloat16.
         progress: show a bar on the main rank.
+        between_batches: called after each batch, as often on every rank; what it raises ends the work.
     """
 
     def __init__(
@@ -52,6 +53,7 @@ class Embedder:
         num_workers: int,
         bf16: bool = False,
         progress: bool = False,
+        between_batches: Callable[[], None] | None = None,
     ) -> None:
         self.loaded = loaded
         self.topology = topology
@@ -59,6 +61,7 @@ class Embedder:
         self.num_workers = num_workers
         self.bf16 = bf16
         self.progress = progress
+        self.between_batches = between_batches
         self._last: tuple[tuple[str, ...], ImageEmbeddings] | None = None
 
     def images(self, shards: str | Sequence[str]) -> ImageEmbeddings:
@@ -83,7 +86,7 @@ class Embedder:
         rounds = range(rank, math.ceil(len(batches) / world) * world, world)
         own: dict[int, np.ndarray[Any, Any]] = {}
         with self._model() as (model, device):
-            for number in self._bar(rounds, "texts", total=len(rounds)):
+            for number in self._rounds(rounds, "texts", total=len(rounds)):
                 ids = self.loaded.tokenizer(batches[min(number, len(batches) - 1)])
                 own[number] = model.encode_text(ids.to(device)).float().cpu().numpy()
         parts = {number: rows for part in gather_objects(own) for number, rows in part.items()}
@@ -105,7 +108,7 @@ class Embedder:
         features: list[np.ndarray[Any, Any]] = []
         records: list[dict[str, Any]] = []
         with self._model() as (model, device):
-            for batch in self._bar(loader, "images", total=rounds):
+            for batch in self._rounds(loader, "images", total=rounds):
                 vectors = model.encode_image(batch.images.to(device, non_blocking=True))
                 rows.append(batch.indices.numpy())
                 features.append(vectors[: len(batch.indices)].float().cpu().numpy())
@@ -133,8 +136,12 @@ class Embedder:
             for module, training in modes.items():
                 module.training = training
 
-    def _bar(self, items: Iterable[T], what: str, *, total: int) -> Iterable[T]:
+    def _rounds(self, items: Iterable[T], what: str, *, total: int) -> Iterator[T]:
         shown = self.progress and self.topology.is_main and total > 1 and sys.stderr.isatty()
-        return tqdm(
+        with tqdm(
             items, desc=f"embedding {what}", total=total, unit="batch", leave=False, disable=not shown
-        )
+        ) as bar:
+            for item in bar:
+                yield item
+                if self.between_batches is not None:
+                    self.between_batches()

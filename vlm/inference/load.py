@@ -7,16 +7,18 @@ import torch
 
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer
-from vlm.errors import CheckpointError, DataError
 from vlm.inference.checkpoint import (
+    DESCRIPTION,
     TOKENIZER,
     WEIGHTS,
     latest_checkpoint,
     load_weights,
     read_description,
+    read_tokenizer,
     read_weights,
     verify,
 )
+from vlm.inference.trust import require_buildable
 from vlm.models import DualEncoder, build_model
 
 
@@ -39,10 +41,8 @@ def load(path: str | Path, *, device: str | torch.device = "cpu") -> Loaded:
     checkpoint = latest_checkpoint(path)
     description = read_description(checkpoint)
     verify(checkpoint, (WEIGHTS, TOKENIZER))
+    tokenizer, weights = read_tokenizer(checkpoint), read_weights(checkpoint)
+    require_buildable(description.model, weights, where=checkpoint / DESCRIPTION)
     model = build_model(description.model)
-    load_weights(model, read_weights(checkpoint), where=str(checkpoint))
-    try:
-        tokenizer = Tokenizer.load(checkpoint / TOKENIZER)
-    except DataError as error:
-        raise CheckpointError(f"{error}; the checkpoint is incomplete") from error
+    load_weights(model, weights, where=str(checkpoint))
     return Loaded(model.to(device).eval(), description.preprocess, tokenizer)

@@ -2,12 +2,15 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from vlm.errors import ConfigError
 from vlm.models.image_tower import TimmTower
 from vlm.models.spec import BagOfWordsSpec, CausalTextSpec, ModelSpec, TextTowerSpec, TransformersTextSpec
 from vlm.models.text_tower import BagOfWords, CausalTransformer, TextTower
@@ -66,7 +69,8 @@ def build_model(spec: ModelSpec, *, resize_positions: bool = False) -> DualEncod
         ConfigError: naming the key that a tower cannot be built from.
         CheckpointError: the file of pretrained weights is damaged or of another model.
     """
-    return DualEncoder(spec, resize_positions=resize_positions)
+    with _sizes_in_words():
+        return DualEncoder(spec, resize_positions=resize_positions)
 
 
 def described(spec: ModelSpec) -> DualEncoder:
@@ -75,7 +79,7 @@ def described(spec: ModelSpec) -> DualEncoder:
     Raises:
         ConfigError: naming the key that a tower cannot be built from.
     """
-    with torch.device("meta"):
+    with _sizes_in_words(), torch.device("meta"):
         return DualEncoder(spec.without_pretrained())
 
 
@@ -88,6 +92,16 @@ def try_pretrained(spec: ModelSpec, *, resize_positions: bool) -> None:
     if isinstance(spec.image.pretrained, str):
         with torch.device("meta"):
             TimmTower(spec.image, resize_positions=resize_positions)
+
+
+@contextmanager
+def _sizes_in_words() -> Iterator[None]:
+    """What torch says of a size that no memory holds, as an error of the configuration."""
+    try:
+        yield
+    except (RuntimeError, OverflowError, MemoryError) as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise ConfigError(f"the model cannot be built, check the sizes in model.*: {reason}") from error
 
 
 def _build_text_tower(spec: TextTowerSpec) -> TextTower:

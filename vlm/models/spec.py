@@ -4,6 +4,8 @@ None of the fields has a default: the defaults stand in `configs/model/*.yaml`.
 """
 
 import dataclasses
+import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -16,7 +18,9 @@ from vlm.schema import from_mapping
 T = TypeVar("T")
 Activation: TypeAlias = Literal["gelu", "quick_gelu", "gelu_tanh"]
 
-_RESERVED_IMAGE_OPTIONS = frozenset({"model_name", "pretrained", "num_classes", "img_size", "in_chans"})
+_RESERVED_IMAGE_OPTIONS = frozenset(
+    {"model_name", "pretrained", "pretrained_cfg", "checkpoint_path", "num_classes", "img_size", "in_chans"}
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -213,7 +217,7 @@ def _parse(cls: type[T], values: Any, *, key: str) -> T:
 
 
 def _converted(value: Any, hint: Any) -> Any:
-    if hint is float and type(value) is int:
+    if hint is float and type(value) is int and abs(value) <= sys.float_info.max:
         return float(value)
     if typing.get_origin(hint) is tuple and isinstance(value, list):
         return tuple(_converted(item, float) for item in value)
@@ -231,6 +235,8 @@ def _fits(value: Any, hint: Any) -> bool:
         return same_length and all(map(_fits, value, parts))
     if origin is not None:
         return isinstance(value, origin)
+    if hint is float:
+        return type(value) is float and math.isfinite(value)
     return type(value) is hint  # not isinstance: true and false are no numbers
 
 
@@ -239,7 +245,7 @@ def _described(hint: Any) -> str:
         return f"one of {', '.join(typing.get_args(hint))}"
     plain = {
         int: "a whole number",
-        float: "a number",
+        float: "a finite number",
         bool: "true or false",
         str: "a text",
         type(None): "null",

@@ -57,15 +57,15 @@ def require_fit(own: Mapping[str, Tensor], weights: Mapping[str, Tensor], *, whe
         raise CheckpointError(f"the weights of {where} do not fit the model:\n{listed}")
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """Rows of text below a header, in columns; of many rows the first."""
-    rows = list(rows)
-    cells = [header, *rows[:_ROWS_SHOWN]]
+def table(header: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """Rows below a header, in columns; of many rows the first."""
+    texts = [[str(cell) for cell in row] for row in rows]
+    cells = [header, *texts[:_ROWS_SHOWN]]
     widths = [max(len(row[column]) for row in cells) for column in range(len(header))]
     lines = [
         "  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in cells
     ]
-    more = len(rows) - _ROWS_SHOWN
+    more = len(texts) - _ROWS_SHOWN
     return "\n".join(lines + ([f"  and {more} more"] if more > 0 else []))
 
 

@@ -19,7 +19,7 @@ class ClipObjective(ContrastiveObjective):
     """
 
     def chance_losses(self, global_batch_size: int) -> Mapping[str, float]:
-        return {"itc": math.log(global_batch_size)}
+        return {"itc": math.log(global_batch_size // self.num_groups)}
 
     def contrast(self, model: ContrastiveModel, image: Tensor, text: Tensor, **how: Any) -> Tensor:
         if model.logit_bias is not None:

@@ -53,9 +53,11 @@ class ContrastiveObjective(Objective):
         self.max_logit_scale = max_logit_scale
         self.mask_equal_captions = mask_equal_captions
         self.group = Group.everyone()
+        self.num_groups = 1
 
     def setup(self, topology: Topology) -> None:
         self.group = split_ranks(self.group_size, key="objective.group_size")
+        self.num_groups = topology.world_size // self.group.size
 
     def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:
         return {

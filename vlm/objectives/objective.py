@@ -23,7 +23,7 @@ class Objective(nn.Module):
     """Entries that the first batch must have."""
 
     def setup(self, topology: Topology) -> None:
-        """Called once, after process groups exist."""
+        """Called once, on every rank, after process groups exist and before anything else."""
 
     def chance_losses(self, global_batch_size: int) -> Mapping[str, float]:
         """What guessing gives for loss terms, by name; a run that stays there is told so."""

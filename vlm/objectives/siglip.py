@@ -20,7 +20,7 @@ class SigLipObjective(ContrastiveObjective):
 
     def chance_losses(self, global_batch_size: int) -> Mapping[str, float]:
         # One right text among n for each image, each guessed with probability 1 / n.
-        n = global_batch_size
+        n = global_batch_size // self.num_groups
         return {"itc": math.log(n) + (n - 1) * math.log(n / max(1, n - 1))}
 
     def contrast(self, model: ContrastiveModel, image: Tensor, text: Tensor, **how: Any) -> Tensor:

@@ -1,6 +1,6 @@
 """Training: Lightning runs it, and nothing outside this package and the commands knows Lightning."""
 
-from vlm.training.loggers import CsvLogger
+from vlm.training.loggers import CsvLogger, TensorBoardLogger
 from vlm.training.optimizer import AdamW
 from vlm.training.run import CheckpointEvery, EvaluateEvery, Run, Trainer, train
 from vlm.training.schedule import CosineSchedule
@@ -12,6 +12,7 @@ __all__ = [
     "CsvLogger",
     "EvaluateEvery",
     "Run",
+    "TensorBoardLogger",
     "Trainer",
     "train",
 ]

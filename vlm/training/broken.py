@@ -7,9 +7,10 @@ from pathlib import Path
 
 import torch
 
+from vlm.broken import BrokenSample, Cause
 from vlm.distributed import Topology, gather_objects, sum_over_ranks
 from vlm.errors import DataError
-from vlm.types import Batch, BrokenSample, Cause
+from vlm.types import Batch
 
 log = logging.getLogger(__name__)
 
@@ -100,8 +101,9 @@ class _List:
             if self._known is None:
                 self._known = self._read()
             self._append(rows, self._known)
-        except OSError as error:  # a list is not worth a run
+        except (OSError, csv.Error) as error:  # a list is not worth a run
             log.warning("%s cannot be written: %s", self.path, error)
+            self._known = None  # read again, without the line that was cut
 
     def _append(self, rows: list[tuple[int, BrokenSample]], known: set[tuple[str, str]]) -> None:
         fresh = []
@@ -127,4 +129,4 @@ class _List:
             with self.path.open("r+b") as file:
                 file.truncate(len(whole))
         rows = csv.DictReader(whole.decode("utf-8", "replace").splitlines(keepends=True))
-        return {(row["shard"], row["key"]) for row in rows}
+        return {(row.get("shard") or "", row.get("key") or "") for row in rows}

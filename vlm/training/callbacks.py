@@ -12,9 +12,10 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
-from vlm.distributed import Topology, max_over_ranks
+from vlm.distributed import ControlGroup, Topology, max_over_ranks
 from vlm.errors import TrainingError
 from vlm.evaluation import Evaluator, run_suite
+from vlm.files import writing
 from vlm.inference import Embedder, Loaded
 from vlm.training.broken import BrokenSamples
 from vlm.training.checkpoint import CheckpointFolder, save
@@ -24,6 +25,8 @@ from vlm.training.module import TrainingModule, averaged
 from vlm.types import Batch
 
 log = logging.getLogger(__name__)
+
+GO_ON = "make room, then go on with run.resume=true"
 
 
 class TimedLoader:
@@ -55,6 +58,7 @@ class StepLog(L.Callback):
     to every logger and the bar.
 
     Args:
+        folder: the run's, in which loggers write.
         watch: looks at every row of the log.
         keep_batch: stores this rank's rows of a step's batch for a look, and tells where.
     """
@@ -65,7 +69,9 @@ class StepLog(L.Callback):
         broken: BrokenSamples,
         watch: Watch,
         keep_batch: Callable[[int], Path],
+        group: ControlGroup,
         *,
+        folder: Path,
         every_n_steps: int,
         global_batch_size: int,
         max_steps: int,
@@ -74,6 +80,8 @@ class StepLog(L.Callback):
         self.broken = broken
         self.watch = watch
         self.keep_batch = keep_batch
+        self.group = group
+        self.folder = folder
         self.finite = Finite()
         self.every_n_steps = every_n_steps
         self.global_batch_size = global_batch_size
@@ -102,8 +110,7 @@ class StepLog(L.Callback):
         peak = torch.tensor(_peak_memory_gib(module.device), device=module.device)
         metrics["memory/peak_gib"] = max_over_ranks(peak).item()
         metrics |= self.broken.metrics(device=module.device)
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=module.step)
+        self.to_loggers(trainer, metrics, step=module.step)
         if self._bar is not None:
             self._show(module.step, metrics)
             self.watch.look(module.step, metrics)
@@ -114,6 +121,19 @@ class StepLog(L.Callback):
         if self._bar is not None:
             self._bar.close()
 
+    def to_loggers(self, trainer: L.Trainer, metrics: dict[str, float], *, step: int) -> None:
+        """Give metrics to every logger, from the first rank; called on every rank.
+
+        Raises:
+            OutputError: a logger cannot write; on every rank, so that none waits for the others.
+        """
+
+        def write() -> None:
+            for logger in trainer.loggers:
+                logger.log_metrics(metrics, step=step)
+
+        _first_rank_writes(self.group, self.folder, write)
+
     def require_finite(self) -> None:
         """Stop where the loss or the gradient of a step so far was not finite; called on every rank.
 
@@ -123,10 +143,13 @@ class StepLog(L.Callback):
         step = self.finite.first_bad_step()
         if step is None:
             return
-        folder = self.keep_batch(step)
+        try:
+            kept = f"are in {self.keep_batch(step)}"
+        except OSError as error:
+            kept = f"cannot be kept for a look: {error}"
         raise TrainingError(
-            f"the loss or its gradient is not finite at step {step}; its images, captions and keys are in "
-            f"{folder}. No checkpoint has been written since: look at the batch, then go on with "
+            f"the loss or its gradient is not finite at step {step}; its images, captions and keys "
+            f"{kept}. No checkpoint has been written since: look at the batch, then go on with "
             "run.resume=true and, say, a lower optimizer.lr, confirmed by run.accept_changes=[optimizer.lr]"
         )
 
@@ -151,6 +174,14 @@ class StepLog(L.Callback):
             samples_left = (self.max_steps - step) * self.global_batch_size
             left = tqdm.format_interval(samples_left / metrics["time/samples_per_s"])
             log.info("step %d/%d: %s, %s left", step, self.max_steps, text, left)
+
+
+def _first_rank_writes(group: ControlGroup, folder: Path, work: Callable[[], None]) -> None:
+    def guarded() -> None:
+        with writing(folder, then=GO_ON):
+            work()
+
+    group.first_rank_does(guarded)
 
 
 def _progress_bar(*, start: int, total: int) -> Any:
@@ -226,6 +257,10 @@ class Checkpoint(Pausing):
         self.data = data
         self._written = 0
 
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, TrainingModule)
+        self._written = module.step
+
     def is_due(self, step: int) -> bool:
         """By steps, by the clock, or since a signal asks for the end."""
         return super().is_due(step) or self.control.time_is_up or self.control.stop_signal is not None
@@ -235,16 +270,36 @@ class Checkpoint(Pausing):
         if self.control.stop_signal is not None:
             raise stopped(self.control.stop_signal, step=module.step, run=self.folder.path.parent)
 
-    def consider(self, trainer: L.Trainer, module: TrainingModule, metrics: Mapping[str, float]) -> None:
-        """Keep this step's checkpoint if it is the best so far.
+    def end_if_asked(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        """Heed a signal during an evaluation; called on every rank.
+
+        Raises:
+            StoppedError: there was one; this step has a checkpoint then.
+        """
+        if self.control.wants_the_end():
+            self.act(trainer, module)
+
+    def evaluated(self, trainer: L.Trainer, module: TrainingModule, metrics: Mapping[str, float]) -> None:
+        """Keep this step's checkpoint if it is the best so far, and the metrics with it if there is one.
 
         Args:
             metrics: of this step, the same on every rank.
         """
-        if self.control.group.first_rank_does(lambda: self.folder.improves(metrics)):
+        group, step = self.control.group, module.step
+        best = group.first_rank_does(lambda: self.folder.improves(metrics))
+        if best:
             self._write(trainer, module)
-            if trainer.is_global_zero:
-                self.folder.set_best(module.step, metrics)
+
+        def write() -> None:
+            if best:
+                self.folder.set_best(step, metrics)
+            self.folder.note_evaluation(step, metrics)
+
+        _first_rank_writes(group, self.folder.path, write)
+
+    def lacks_evaluation(self, step: int) -> bool:
+        """Whether there is a checkpoint of this step that was not evaluated to the end; on every rank."""
+        return self.control.group.first_rank_does(lambda: not self.folder.is_evaluated(step))
 
     def _write(self, trainer: L.Trainer, module: TrainingModule) -> None:
         if self._written == module.step:
@@ -266,11 +321,15 @@ class Checkpoint(Pausing):
             )
             self.folder.prune()
 
-        self.control.group.first_rank_does(write)
+        _first_rank_writes(self.control.group, self.folder.path, write)
 
 
 class Evaluate(Pausing):
-    """Runs the suite on all ranks and logs `eval/<set>/<metric>`."""
+    """Runs the suite on all ranks and logs `eval/<set>/<metric>`.
+
+    A signal ends it between two batches. A run that goes on from a checkpoint whose evaluation was due, and
+    was cut short by a signal or a kill, begins with that evaluation.
+    """
 
     def __init__(
         self,
@@ -291,12 +350,23 @@ class Evaluate(Pausing):
         self.batch_size = batch_size
         self.num_workers = num_workers
 
+    def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
+        assert isinstance(module, TrainingModule)
+        resumed = module.resume_from is not None
+        if resumed and self.is_due(module.step) and self.checkpoint.lacks_evaluation(module.step):
+            log.info("evaluating step %d, which was not done to its end", module.step)
+            with self.checkpoint.control.listening():
+                self.act(trainer, module)
+
     def act(self, trainer: L.Trainer, module: TrainingModule) -> None:
         embedder = Embedder(
-            self.loaded(module), Topology.current(), batch_size=self.batch_size, num_workers=self.num_workers
+            self.loaded(module),
+            Topology.current(),
+            batch_size=self.batch_size,
+            num_workers=self.num_workers,
+            between_batches=lambda: self.checkpoint.end_if_asked(trainer, module),
         )
         results = run_suite(self.evaluators, embedder)
         metrics = {f"eval/{name}/{k}": v for name, r in results.items() for k, v in r.metrics.items()}
-        for logger in trainer.loggers:
-            logger.log_metrics(metrics, step=module.step)
-        self.checkpoint.consider(trainer, module, metrics)
+        self.step_log.to_loggers(trainer, metrics, step=module.step)
+        self.checkpoint.evaluated(trainer, module, metrics)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import math
 import os
 import shutil
 from collections.abc import Mapping
@@ -28,6 +29,9 @@ from vlm.inference import (
 log = logging.getLogger(__name__)
 
 OPTIMIZER = "optimizer.safetensors"
+
+EVALUATION = "evaluation.json"
+"""What the suite gave for a checkpoint, written into it later; without it an evaluation was cut short."""
 
 STATE = ("step", "exp_avg", "exp_avg_sq")
 """What AdamW keeps for each parameter."""
@@ -72,15 +76,15 @@ def save(
         for path in draft.iterdir():
             _flush(path)
         _flush(draft)
+        remove(folder)
+        draft.rename(folder)
+        _flush(folder.parent)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(draft, ignore_errors=True)
         raise CheckpointError(
             f"{folder} cannot be written: {error}; earlier checkpoints are whole: make room, then go on with "
             "run.resume=true"
         ) from error
-    remove(folder)
-    draft.rename(folder)
-    _flush(folder.parent)
 
 
 def remove(folder: Path) -> None:
@@ -114,11 +118,13 @@ class CheckpointFolder:
         for pattern in (".*.tmp", ".*.old"):
             for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
-        remove_drafts(self.path)
+        found = checkpoints_of(self.path.parent)
+        for folder in (self.path, *found):
+            remove_drafts(folder)
         if self.keep_last is None:
             return
         best = self._best()
-        for checkpoint in checkpoints_of(self.path.parent)[: -self.keep_last]:
+        for checkpoint in found[: -self.keep_last]:
             if best is None or checkpoint.name != best["checkpoint"]:
                 remove(checkpoint)
 
@@ -148,16 +154,25 @@ class CheckpointFolder:
             "metric": self.keep_best,
             "value": metrics[self.keep_best],
         }
-        with replacing(self.path / "best.json") as draft:
-            draft.write_text(json.dumps(best, indent=2) + "\n")
+        _write_json(self.path / "best.json", best)
         self.prune()
+
+    def note_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
+        """Put the metrics of an evaluation into the checkpoint of its step, if it has one."""
+        if self.place(step).is_dir():
+            _write_json(self.place(step) / EVALUATION, metrics)
+
+    def is_evaluated(self, step: int) -> bool:
+        """Whether an evaluation of the checkpoint of this step has come to its end."""
+        return (self.place(step) / EVALUATION).is_file()
 
     def _best(self) -> dict[str, Any] | None:
         try:
             best: dict[str, Any] = json.loads((self.path / "best.json").read_text())
-            return best if (self.path / best["checkpoint"]).is_dir() else None
-        except (OSError, ValueError, LookupError, TypeError):  # none yet, or no longer readable: start over
-            return None
+            known = isinstance(best["metric"], str) and math.isfinite(best["value"])
+            return best if known and (self.path / best["checkpoint"]).is_dir() else None
+        except (OSError, ValueError, LookupError, TypeError, RecursionError):
+            return None  # none yet, or no longer readable: start over
 
 
 def last_whole(run: Path) -> Path | None:
@@ -192,19 +207,29 @@ def load_weights_into(model: nn.Module, checkpoint: Path) -> None:
     load_weights(model, read_weights(checkpoint), where=str(checkpoint))
 
 
-def read_moments(checkpoint: Path) -> dict[str, torch.Tensor]:
+def read_moments(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
     """What `moments_of` gave when `checkpoint` was written.
 
     Raises:
-        CheckpointError: there is no such file, or it is damaged.
+        CheckpointError: there is no such file, it is damaged, or it is not of these parameters.
     """
     path = checkpoint / OPTIMIZER
     if not path.is_file():
         raise CheckpointError(f"{checkpoint} has no {OPTIMIZER}; it can be evaluated, not resumed")
     try:
-        return load_file(path)
+        moments = load_file(path)
     except SafetensorError as error:
         raise CheckpointError(f"{path} is damaged: {error}; resume from an earlier checkpoint") from error
+    if not moments:
+        raise CheckpointError(f"{path} is empty; resume from an earlier checkpoint")
+    for key in moments:
+        if key.partition("/")[2] not in parameters:
+            raise CheckpointError(f"{path} has {key}, which this model does not; it is another model")
+    for name, parameter in parameters.items():
+        state = _state_of(name, moments)
+        if state:
+            _check_moments(state, parameter, f"{path}: {name}")
+    return moments
 
 
 def moments_of(
@@ -226,9 +251,30 @@ def load_moments(
 ) -> None:
     """Replace what an optimizer keeps for its parameters."""
     for name, parameter in parameters.items():
-        state = {entry: moments[f"{entry}/{name}"] for entry in STATE if f"{entry}/{name}" in moments}
+        state = _state_of(name, moments)
         if state:  # a parameter that never had a gradient has none
             optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in state.items()}
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with replacing(path) as draft:
+        draft.write_text(json.dumps(content, indent=2) + "\n")
+
+
+def _state_of(name: str, moments: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {entry: moments[f"{entry}/{name}"] for entry in STATE if f"{entry}/{name}" in moments}
+
+
+def _check_moments(state: Mapping[str, torch.Tensor], parameter: torch.Tensor, where: str) -> None:
+    for entry in STATE:
+        expected = torch.Size([]) if entry == "step" else parameter.shape
+        found = state.get(entry)
+        if found is None or found.shape != expected or not found.is_floating_point():
+            what = "nothing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
+            raise CheckpointError(
+                f"{where} has {what} as {entry}, expected torch.float32 of shape {tuple(expected)}; "
+                "resume from an earlier checkpoint"
+            )
 
 
 def _hidden(folder: Path, ending: str) -> Path:

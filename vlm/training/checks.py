@@ -79,7 +79,7 @@ class Watch:
         """Look at a row of the log."""
         for name, chance in self.chance_losses.items():
             loss = metrics[f"train/loss/{name}"]
-            if loss < AT_CHANCE * chance or step < self.warmup_steps:
+            if loss < AT_CHANCE * chance:
                 self._left_chance_at[name] = max(step, self.warmup_steps)
             elif step - self._left_chance_at[name] >= AT_CHANCE_STEPS:
                 self._warn(

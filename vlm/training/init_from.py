@@ -9,7 +9,13 @@ from torch import Tensor, nn
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer
 from vlm.errors import ConfigError
-from vlm.inference import TOKENIZER, latest_checkpoint, read_description, read_weights
+from vlm.inference import (
+    check_buildable,
+    latest_checkpoint,
+    read_description,
+    read_tokenizer,
+    read_weights,
+)
 from vlm.inference.contradictions import differences
 from vlm.models import DualEncoder, ModelSpec, described
 from vlm.models.activation import activations
@@ -50,7 +56,7 @@ class InitFrom:
 
     def tokenizer(self, context_length: int) -> Tokenizer:
         """The checkpoint's tokenizer: its embeddings mean nothing to another one."""
-        return Tokenizer.load(self.checkpoint / TOKENIZER).with_context_length(context_length)
+        return read_tokenizer(self.checkpoint).with_context_length(context_length)
 
     def check(self, spec: ModelSpec, preprocess: Preprocess) -> None:
         """Compare a configured model with the checkpoint, without building either.
@@ -59,6 +65,7 @@ class InitFrom:
             ConfigError: they differ in what training from these weights cannot change; both values are named.
             CheckpointError: the weights do not fit the model.
         """
+        check_buildable(self.checkpoint)
         own = described(spec)
         rows = self._contradictions(own)
         if rows:
@@ -81,7 +88,7 @@ class InitFrom:
         """
         model.load_state_dict(self._fitted(model))
 
-    def _contradictions(self, own: DualEncoder) -> list[tuple[str, str, str]]:
+    def _contradictions(self, own: DualEncoder) -> list[tuple[str, object, object]]:
         then = described(self._description.model)
         rows = [
             (f"activation of the {tower} tower", activations(mine), activations(theirs))

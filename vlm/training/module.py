@@ -10,7 +10,7 @@ import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
 from torch import Tensor, nn
 
-from vlm.distributed import Topology, gather_objects, mean_over_ranks
+from vlm.distributed import gather_objects, mean_over_ranks
 from vlm.errors import ConfigError, DataError
 from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import Objective
@@ -90,8 +90,9 @@ class TrainingModule(L.LightningModule):
         optimizer = self.optimizer_recipe.build(self.towers.parameters())
         self._outside_optimizer = self.outside.optimizer(self.optimizer_recipe, self.device)
         if self.resume_from is not None:
-            moments = read_moments(self.resume_from)
-            load_moments(optimizer, dict(self.towers.named_parameters()), moments)
+            inside = dict(self.towers.named_parameters())
+            moments = read_moments(self.resume_from, {**inside, **self.outside.parameters})
+            load_moments(optimizer, inside, moments)
             load_moments(self.outside_optimizer, self.outside.parameters, moments)
         return optimizer
 
@@ -126,9 +127,6 @@ class TrainingModule(L.LightningModule):
         if self._outside_optimizer is None:
             raise RuntimeError("configure_optimizers has not run")
         return self._outside_optimizer
-
-    def on_fit_start(self) -> None:
-        self.objective.setup(Topology.current())
 
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         if batch_index == 0:

@@ -3,7 +3,7 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -14,16 +14,24 @@ from lightning.pytorch.loggers import Logger, WandbLogger
 
 from vlm.data import TrainData, TrainSet
 from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
-from vlm.distributed import ControlGroup
-from vlm.errors import ConfigError
+from vlm.distributed import ControlGroup, Topology
+from vlm.errors import CheckpointError, ConfigError
 from vlm.evaluation import Evaluator
-from vlm.files import remove_drafts, replacing
-from vlm.inference import TOKENIZER, Loaded, read_config, read_description
+from vlm.files import remove_drafts, replacing, writing
+from vlm.inference import (
+    CONFIG,
+    TOKENIZER,
+    Loaded,
+    check_buildable,
+    read_config,
+    read_description,
+    read_tokenizer,
+)
 from vlm.models import ModelSpec, described, try_pretrained
 from vlm.objectives import Objective
 from vlm.training.broken import BrokenSamples
-from vlm.training.callbacks import Checkpoint, Evaluate, StepLog, TimedLoader
-from vlm.training.checkpoint import last_whole
+from vlm.training.callbacks import GO_ON, Checkpoint, Evaluate, StepLog, TimedLoader
+from vlm.training.checkpoint import EVALUATION, last_whole
 from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
 from vlm.training.control import Control
 from vlm.training.init_from import InitFrom
@@ -61,6 +69,8 @@ MAY_CHANGE = (
 FIXED = ("model", "tokenizer", "data.preprocess")
 """Keys that may never differ at resume."""
 
+_MOST_STEPS = 10**12
+
 
 @dataclass(frozen=True, kw_only=True)
 class Trainer:
@@ -89,6 +99,8 @@ class Trainer:
         for name in ("max_steps", "num_nodes", "log_every_n_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.max_steps > _MOST_STEPS:
+            raise ConfigError(f"trainer.max_steps={self.max_steps} must be at most {_MOST_STEPS}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ConfigError(f"trainer.micro_batch_size={self.micro_batch_size} must be at least 1, or null")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
@@ -118,10 +130,16 @@ class Trainer:
                 enable_progress_bar=False,
                 enable_model_summary=False,
                 num_sanity_val_steps=0,
+                log_every_n_steps=1,  # StepLog logs; it would warn of a run of fewer steps
                 use_distributed_sampler=False,
                 **lightning,
             )
-        except (ValueError, RuntimeError, L.fabric.utilities.exceptions.MisconfigurationException) as error:
+        except (
+            TypeError,
+            ValueError,
+            RuntimeError,
+            L.fabric.utilities.exceptions.MisconfigurationException,
+        ) as error:
             raise ConfigError(f"trainer.devices/accelerator/strategy/precision: {error}") from error
 
 
@@ -136,7 +154,7 @@ class CheckpointEvery:
     """
 
     every_n_steps: int
-    every_minutes: float | None
+    every_minutes: int | float | None
     keep_last: int | None
     keep_best: str | None
 
@@ -220,6 +238,7 @@ def train(run: Run) -> Path:
     _check_sizes(run)
     start_ranks(trainer)
     control = ControlGroup()
+    run.objective.setup(Topology.current())
     start = control.first_rank_does(lambda: _prepare(run))
     data, tokenizer = run.data.open(), Tokenizer.load(run.folder / TOKENIZER)
     init = _initial_weights(run, start)
@@ -236,7 +255,7 @@ def train(run: Run) -> Path:
         init_from=init,
         resize_positions=run.resize_positions,
     )
-    if module.step >= run.trainer.max_steps:
+    if control.first_rank_does(lambda: _is_complete(run, start, module.step)):
         log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
         return run.folder
     try:
@@ -256,20 +275,43 @@ def _fit(
     tokenizer: Tokenizer,
     group: ControlGroup,
 ) -> None:
+    # In `fit` the other ranks would wait for a first one that cannot make its files.
+    group.first_rank_does(lambda: _open_loggers(run))
     max_steps = run.trainer.max_steps
     ranks = {"rank": trainer.global_rank, "world_size": trainer.world_size}
     batches = data.loader(tokenizer, start_step=module.step, stop_step=max_steps, **ranks)
     loader = TimedLoader(batches, max_steps - module.step)
 
-    def keep_batch(step: int) -> Path:
-        # The batch of a step is a function of the step: nothing had to be kept until now.
-        batch = next(iter(data.loader(tokenizer, start_step=step - 1, stop_step=step, **ranks)))
-        folder = run.folder / "not_finite" / f"step_{step:08d}"
-        keep_for_a_look(batch, tokenizer, folder, rank=trainer.global_rank)
-        return folder
-
     def loaded(module: TrainingModule) -> Loaded:
         return Loaded(module.towers, run.data.preprocess, tokenizer)
+
+    step_log = _step_log(run, loader, data, tokenizer, group, **ranks)
+    control = Control(group, every_minutes=run.checkpoint.every_minutes)
+    checkpoint = _checkpoint(run, loaded, step_log, control, data)
+    evaluate = _evaluate(run, loaded, step_log, checkpoint)
+    # The checkpoint comes before the evaluation: a fault in the latter then costs nothing.
+    callbacks = [step_log, control, checkpoint, *([evaluate] if run.evaluators else [])]
+    trainer.callbacks += callbacks  # type: ignore[attr-defined]
+    trainer.fit(module, train_dataloaders=loader)
+
+
+def _step_log(
+    run: Run,
+    loader: TimedLoader,
+    data: TrainSet,
+    tokenizer: Tokenizer,
+    group: ControlGroup,
+    *,
+    rank: int,
+    world_size: int,
+) -> StepLog:
+    def keep_batch(step: int) -> Path:
+        # The batch of a step is a function of the step: nothing had to be kept until now.
+        again = data.loader(tokenizer, start_step=step - 1, stop_step=step, rank=rank, world_size=world_size)
+        batch = next(iter(again))
+        folder = run.folder / "not_finite" / f"step_{step:08d}"
+        keep_for_a_look(batch, tokenizer, folder, rank=rank)
+        return folder
 
     watch = Watch(
         chance_losses=run.objective.chance_losses(run.data.global_batch_size),
@@ -277,42 +319,59 @@ def _fit(
         num_workers=run.data.num_workers,
         worker_counts=run.data.worker_counts,
     )
-    step_log = StepLog(
+    return StepLog(
         loader,
         BrokenSamples(run.folder, max_share=run.data.max_broken_share),
         watch,
         keep_batch,
+        group,
+        folder=run.folder,
         every_n_steps=run.trainer.log_every_n_steps,
         global_batch_size=run.data.global_batch_size,
-        max_steps=max_steps,
+        max_steps=run.trainer.max_steps,
     )
-    control = Control(group, every_minutes=run.checkpoint.every_minutes)
-    checkpoint = Checkpoint(
+
+
+def _checkpoint(
+    run: Run,
+    loaded: Callable[[TrainingModule], Loaded],
+    step_log: StepLog,
+    control: Control,
+    data: TrainSet,
+) -> Checkpoint:
+    return Checkpoint(
         run.folder / "checkpoints",
         loaded,
         step_log,
         control,
         every_n_steps=run.checkpoint.every_n_steps,
-        max_steps=max_steps,
+        max_steps=run.trainer.max_steps,
         keep_last=run.checkpoint.keep_last,
         keep_best=run.checkpoint.keep_best,
         config=run.config,
         data=data.fingerprint,
     )
-    evaluate = Evaluate(
+
+
+def _evaluate(
+    run: Run, loaded: Callable[[TrainingModule], Loaded], step_log: StepLog, checkpoint: Checkpoint
+) -> Evaluate:
+    return Evaluate(
         run.evaluators,
         loaded,
         step_log,
         checkpoint,
         every_n_steps=run.evaluation.every_n_steps,
-        max_steps=max_steps,
+        max_steps=run.trainer.max_steps,
         batch_size=run.evaluation.batch_size,
         num_workers=run.evaluation.num_workers,
     )
-    # The checkpoint comes before the evaluation: a fault in the latter then costs nothing.
-    callbacks = [step_log, control, checkpoint, *([evaluate] if run.evaluators else [])]
-    trainer.callbacks += callbacks  # type: ignore[attr-defined]
-    trainer.fit(module, train_dataloaders=loader)
+
+
+def _open_loggers(run: Run) -> None:
+    with writing(run.folder, then=GO_ON):
+        for logger in run.loggers:
+            getattr(logger, "experiment", None)
 
 
 def _prepare(run: Run) -> Path | None:
@@ -328,7 +387,8 @@ def _prepare(run: Run) -> Path | None:
     init = _initial_weights(run, start)
     if start is not None:
         _check_unchanged(run, start, data)
-        tokenizer = Tokenizer.load(start / TOKENIZER)
+        tokenizer = read_tokenizer(start)
+        check_buildable(start)
     else:
         tokenizer = (
             init.tokenizer(run.tokenizer.context_length) if init else run.tokenizer.build(data.captions)
@@ -346,13 +406,21 @@ def _prepare(run: Run) -> Path | None:
             "weights and tokenizer of %s, at step 0 with a new optimizer; the key tokenizer is not used",
             init.checkpoint,
         )
-    run.folder.mkdir(parents=True, exist_ok=True)
-    remove_drafts(run.folder)
-    with replacing(run.folder / TOKENIZER) as draft:
-        tokenizer.save(draft)
-    with replacing(run.folder / "config.json") as draft:
-        draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
+    with writing(run.folder, then=GO_ON):
+        run.folder.mkdir(parents=True, exist_ok=True)
+        remove_drafts(run.folder)
+        with replacing(run.folder / TOKENIZER) as draft:
+            tokenizer.save(draft)
+        with replacing(run.folder / "config.json") as draft:
+            draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
     return start
+
+
+def _is_complete(run: Run, start: Path | None, step: int) -> bool:
+    """Whether nothing is left to do, not even an evaluation that was cut short at the last step."""
+    if step == run.trainer.max_steps and run.evaluators:
+        return start is not None and (start / EVALUATION).is_file()
+    return step >= run.trainer.max_steps
 
 
 def _starting_point(run: Run) -> Path | None:
@@ -396,7 +464,10 @@ def _check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
 
     What run.accept_changes names may change, except what the weights themselves depend on.
     """
-    old, new = _fixed(read_config(start)), _fixed(run.config)
+    try:
+        old, new = _fixed(read_config(start)), _fixed(run.config)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise CheckpointError(f"{start}/{CONFIG} is not the configuration of a run: {error!r}") from error
     changes = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
     stored = read_description(start).data or {}
     changes |= {f"{key}.shards": (stored.get(key), now) for key, now in data.fingerprint.items()}

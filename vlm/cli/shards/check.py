@@ -16,7 +16,7 @@ _SHOWN = 3
 def main(config: DictConfig) -> None:
     """Entry point of `vlm shards check`."""
     values = resolve(config)
-    values["tokenizer"] = _tokenizer_file(values["tokenizer"])
+    values["tokenizer_path"] = _tokenizer_file(values["tokenizer_path"])
     check: Check = build(values, "")
     findings = check.run()
     print(_table(findings))
@@ -49,7 +49,7 @@ def _table(findings: Findings) -> str:
         lines += ["", title]
         for kind in kinds:
             if kind not in findings.counts:
-                lines.append(f"  {kind:<40}not counted: give tokenizer=")
+                lines.append(f"  {kind:<40}not counted: give tokenizer_path=")
                 continue
             lines.append(_line(kind, findings.counts[kind], findings))
             named = findings.named.get(kind, [])

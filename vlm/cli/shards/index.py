@@ -5,6 +5,7 @@ from pathlib import Path
 from omegaconf import DictConfig
 
 from vlm.cli.command import command
+from vlm.errors import ConfigError
 from vlm.settings import resolve
 
 
@@ -12,6 +13,9 @@ from vlm.settings import resolve
 def main(config: DictConfig) -> None:
     """Entry point of `vlm shards index`."""
     patterns = resolve(config)["shards"]
+    several = patterns if isinstance(patterns, list) else [patterns]
+    if not all(isinstance(pattern, str) for pattern in several):
+        raise ConfigError(f"shards={patterns!r} has to be a pattern or a list of patterns")
     from vlm.data import open_shards
     from vlm.data.index import index_shards
 

@@ -27,7 +27,7 @@ from vlm.data.tools.shard_scan import (
     ShardScan,
     scan_shard,
 )
-from vlm.files import replacing
+from vlm.files import replacing, writing
 
 ERRORS = (UNREADABLE_SHARD, CUT_SHORT, WRONG_INDEX, NO_IMAGE, UNREADABLE_IMAGE, NO_CAPTION)
 """What training would replace or stop at."""
@@ -80,7 +80,7 @@ class Check:
     Args:
         shards: patterns, as in `data.train.shards`.
         captions: fields, as in `data.train.captions`.
-        tokenizer: a `tokenizer.json` that measures captions against its context; None counts characters.
+        tokenizer_path: a `tokenizer.json` that measures captions against its context; None counts characters.
         decode: whether to decode every image.
         out: file for the findings.
         workers: processes. None: one for each core.
@@ -92,7 +92,7 @@ class Check:
 
     shards: str | Sequence[str]
     captions: str | Sequence[str]
-    tokenizer: str | None
+    tokenizer_path: str | None
     decode: bool
     out: str
     workers: int | None
@@ -103,13 +103,15 @@ class Check:
     def run(self) -> Findings:
         """Read everything and write `out`."""
         urls = expand_shards(self.shards, key="shards")
-        context_length = Tokenizer.load(self.tokenizer).context_length if self.tokenizer else None
+        context_length = Tokenizer.load(self.tokenizer_path).context_length if self.tokenizer_path else None
         scans = self._scan(urls)
         findings = _merge(scans, as_strings(self.captions), context_length=context_length)
         out = Path(self.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as draft:
-            draft.write_text(json.dumps(findings.to_mapping(), ensure_ascii=False, indent=1) + "\n", "utf-8")
+        text = json.dumps(findings.to_mapping(), ensure_ascii=False, indent=1) + "\n"
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(out) as draft:
+                draft.write_text(text, "utf-8")
         return findings
 
     def _scan(self, urls: Sequence[str]) -> list[ShardScan]:
@@ -117,7 +119,7 @@ class Check:
         sizes = stored_sizes(urls)
         captions = as_strings(self.captions)
         tasks = [
-            ScanTask(url=url, size=size, captions=captions, decode=self.decode, tokenizer=self.tokenizer)
+            ScanTask(url=url, size=size, captions=captions, decode=self.decode, tokenizer=self.tokenizer_path)
             for url, size in zip(urls, sizes, strict=True)
         ]
         known = [size for size in sizes if size is not None]

@@ -16,13 +16,14 @@ from vlm.data.sources import as_strings
 from vlm.data.tar import RawSample
 from vlm.data.tools.fonts import Font, find_font
 from vlm.errors import ConfigError
-from vlm.files import replacing
+from vlm.files import replacing, writing
 
 logger = logging.getLogger(__name__)
 
 _FONT_SIZE = 14
 _LINE = 18
 _MARGIN = 8
+_MOST_PIXELS = 200_000_000
 _MAX_LINES = 4
 """Of each caption."""
 _INK, _GREY, _RED, _PAPER = (20, 20, 20), (130, 130, 130), (180, 0, 0), (255, 255, 255)
@@ -81,11 +82,17 @@ class Preview:
         """Write the sheet. Returns the number of samples on it.
 
         Raises:
+            ConfigError: the sheet would be too large.
             DataError: there are no such shards, or one cannot be read.
         """
         shards = open_shards(self.shards, key="shards")
         count = min(self.num_samples, shards.num_samples)
         rows = sorted(random.Random(self.seed).sample(range(shards.num_samples), count))
+        if count * self.image_size**2 > _MOST_PIXELS:
+            raise ConfigError(
+                f"{count} images of image_size={self.image_size} make a sheet of more than {_MOST_PIXELS:,} "
+                "pixels; lower num_samples or image_size"
+            )
         font, has_chinese = find_font(_FONT_SIZE, path=self.font)
         cells = [self._cell(sample, font) for sample in _read(shards, rows)]
         if not has_chinese and any(_CJK.search(line.text) for cell in cells for line in cell.lines):
@@ -96,9 +103,10 @@ class Preview:
             )
         sheet = _sheet(cells, columns=min(self.columns, max(1, count)), side=self.image_size, font=font)
         out = Path(self.out)
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as draft:
-            sheet.save(draft, "PNG")
+        with writing(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(out) as draft:
+                sheet.save(draft, "PNG")
         return count
 
     def _cell(self, sample: RawSample, font: Font) -> Cell:

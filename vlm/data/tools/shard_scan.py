@@ -9,6 +9,7 @@ import numpy as np
 from jaxtyping import Int64, UInt64
 from numpy import ndarray
 
+from vlm.data.index import read_offsets
 from vlm.data.samples import (
     IMAGE_EXTENSIONS,
     BrokenSampleError,
@@ -21,13 +22,14 @@ from vlm.data.samples import (
 from vlm.data.tar import RawSample, TarReader, open_shard
 from vlm.data.tokenizers import Tokenizer
 from vlm.data.tools.processes import Advance
+from vlm.errors import DataError
 
 NO_IMAGE = "no image"
 UNREADABLE_IMAGE = "unreadable image"
 NO_CAPTION = "no caption"
 CUT_SHORT = "shard cut short"
 UNREADABLE_SHARD = "unreadable shard"
-WRONG_INDEX = "index with a wrong count"
+WRONG_INDEX = "index that is wrong"
 MAX_NAMED = 20
 """Findings of a kind that are named; the rest is counted."""
 _ADVANCE_EVERY = 16
@@ -87,18 +89,23 @@ def scan_shard(task: ScanTask, advance: Advance) -> ShardScan:
     scan = ShardScan(url=task.url)
     keys: list[str] = []
     hashes: list[int] = []
+    places: list[int] = []
     lengths: list[int] = []
     measure: Measure = Tokenizer.load(task.tokenizer).lengths if task.tokenizer else _count_characters
     try:
         with open_shard(task.url) as file:
             reader = TarReader(file, url=task.url, members=None)
+            places.append(reader.sample_offset)
             while sample := reader.read():
+                places.append(reader.sample_offset)
                 keys.append(f"{sample.key}\0")
                 hashes.append(_image_hash(sample))
                 lengths += measure(_scan_sample(sample, task, scan))
                 if scan.samples % _ADVANCE_EVERY == 0:
                     advance(_ADVANCE_EVERY)
-            if not file.read(1):  # a whole tar ends with two empty blocks, of which the reader took one
+            if not scan.samples:
+                scan.note(CUT_SHORT, f"{task.url} holds no sample")
+            elif not reader.has_end:
                 scan.note(CUT_SHORT, f"{task.url} has no end of a tar after {scan.samples} samples")
     except Exception as error:  # whatever stops the reader stops training as well
         reason = str(error) or type(error).__name__
@@ -106,9 +113,23 @@ def scan_shard(task: ScanTask, advance: Advance) -> ShardScan:
     scan.keys = "".join(keys)
     scan.image_hashes, scan.lengths = np.array(hashes, np.uint64), np.array(lengths, np.int64)
     advance(scan.samples % _ADVANCE_EVERY)
+    _compare_index(task, scan, places[: scan.samples])
+    return scan
+
+
+def _compare_index(task: ScanTask, scan: ShardScan, places: Sequence[int]) -> None:
+    """Note where the index does not say what was found; what hides behind damage is no fault of the index."""
     if task.size is not None and task.size != scan.samples:
         scan.note(WRONG_INDEX, f"{task.url} holds {scan.samples} samples, its index says {task.size}")
-    return scan
+        return
+    try:
+        offsets = read_offsets(task.url)
+    except DataError as error:
+        scan.note(WRONG_INDEX, str(error))
+        return
+    if offsets is not None and not np.array_equal(offsets, places):
+        what = f"{len(offsets)} rows" if len(offsets) != len(places) else "other places"
+        scan.note(WRONG_INDEX, f"{task.url} holds {len(places)} samples, its index.parquet has {what}")
 
 
 def _scan_sample(sample: RawSample, task: ScanTask, scan: ShardScan) -> list[str]:

@@ -3,7 +3,7 @@
 import io
 import json
 import os
-import tempfile
+import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -11,6 +11,7 @@ from pathlib import Path
 from random import Random
 from typing import Any
 
+from filelock import FileLock
 from tqdm import tqdm
 
 from vlm.data.toy.captions import (
@@ -38,6 +39,7 @@ from vlm.data.toy.scenes import (
 )
 from vlm.data.writer import ShardWriter
 from vlm.errors import DataError
+from vlm.files import DRAFT, writing
 
 _FORMAT = 1
 _SCENE_SHARES = (0.5, 0.4, 0.1)
@@ -91,6 +93,7 @@ def write_toy(
 
     Raises:
         DataError: when the folder holds something else, or the same with other settings.
+        OutputError: it cannot be written.
     """
     settings = ToySettings(
         num_train=num_train,
@@ -102,15 +105,18 @@ def write_toy(
     )
     if _is_written(out, settings):
         return
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
-        folder = Path(temporary, "toy")
-        _write_all(folder, settings, progress=progress)
-        try:
-            os.replace(folder, out)
-        except OSError:  # another process was faster
-            if not _is_written(out, settings):
-                raise
+    draft = out.with_name(f".{out.name}{DRAFT}")
+    with writing(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with FileLock(out.with_name(f".{out.name}.lock")):
+            if _is_written(out, settings):  # another process was faster
+                return
+            shutil.rmtree(draft, ignore_errors=True)  # of one that was killed
+            try:
+                _write_all(draft, settings, progress=progress)
+                os.replace(draft, out)
+            finally:
+                shutil.rmtree(draft, ignore_errors=True)
 
 
 def _is_written(out: Path, settings: ToySettings) -> bool:

@@ -7,8 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from vlm.data.tokenizers import Tokenizer, clip_bpe, from_json, from_transformers
-from vlm.errors import CheckpointError, ConfigError, VlmError
+from vlm.errors import CheckpointError, ConfigError, OutputError, VlmError
 from vlm.inference.checkpoint import DESCRIPTION, TOKENIZER, save_model
 from vlm.inference.foreign import open_clip, transformers_clip, transformers_siglip
 from vlm.inference.foreign.facts import Facts, Foreign, Given
@@ -66,6 +68,8 @@ def import_model(source: Path, out: Path, given: Given) -> tuple[ModelSpec, list
             config={"import": origin},
         )
         draft.rename(out)  # complete or absent
+    except (OSError, SafetensorError) as error:
+        raise OutputError(f"out={out} cannot be written: {error}; nothing of it is left") from error
     finally:
         shutil.rmtree(draft, ignore_errors=True)
     return model.spec, _worth_a_look(foreign, model)
