@@ -11,12 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from filelock import FileLock
 from small_disk import small_disk
 from toy_run import composed, tiny_overrides
 
 import vlm
 from vlm.cli.train import train_from
 from vlm.errors import CheckpointError, ConfigError, TrainingError
+from vlm.training import run as run_module
 
 
 def train(toy: Path, *overrides: str) -> Path:
@@ -60,6 +62,44 @@ def test_a_damaged_checkpoint_is_passed_over_and_written_again(
     assert "falling back" in caplog.text
     assert losses(cut) == losses(whole)
     assert names(cut) == names(whole)
+
+
+def test_what_was_passed_over_does_not_count_as_the_newest(toy: Path, cut: Path) -> None:
+    """Else pruning would keep the damaged ones and delete the one just written."""
+    for step in (4, 6):
+        (cut / "checkpoints" / f"step_{step:08d}" / "model.safetensors").write_bytes(b"cut short")
+    changes = ["trainer.max_steps=3", "run.accept_changes=[trainer]"]  # as if it were stopped there
+    resume(toy, cut, "checkpoint.keep_last=1", *changes)
+    assert names(cut) == ["damaged_step_00000004", "damaged_step_00000006", "step_00000003"]
+    assert vlm.load(cut).model.logit_scale.isfinite()
+
+
+def test_a_checkpoint_without_its_description_is_passed_over_too(
+    toy: Path, whole: Path, cut: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (cut / "checkpoints" / "step_00000006" / "model.json").unlink()
+    resume(toy, cut)
+    assert "step_00000006/model.json cannot be read" in caplog.text
+    assert losses(cut) == losses(whole)
+    for path in (cut / "checkpoints").glob("step_*"):
+        (path / "model.json").unlink()
+    with pytest.raises(CheckpointError, match=r"every checkpoint of .* is damaged"):
+        resume(toy, cut)
+
+
+def test_a_finished_run_keeps_its_configuration(toy: Path, whole: Path) -> None:
+    before = (whole / "config.json").read_bytes()
+    resume(toy, whole, "optimizer.lr=0.002", "run.accept_changes=[optimizer.lr]")
+    assert (whole / "config.json").read_bytes() == before
+
+
+def test_two_runs_cannot_train_in_one_folder(toy: Path, cut: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_module, "_LOCK_SECONDS", 0.1)
+    with (
+        FileLock(cut.with_name(f".{cut.name}.lock")),
+        pytest.raises(ConfigError, match="another process is training"),
+    ):
+        resume(toy, cut)
 
 
 def test_a_run_whose_checkpoints_are_all_damaged_is_not_started_anew(toy: Path, cut: Path) -> None:

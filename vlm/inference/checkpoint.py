@@ -125,11 +125,11 @@ def verify(checkpoint: Path, names: Iterable[str] | None = None) -> None:
 
 
 def checkpoints_of(run: Path) -> list[Path]:
-    """The checkpoints of a run folder that were written to their end, by step."""
+    """The checkpoints of a run folder by step, whole or damaged: one has its name only once it is written."""
     found = (
         (int(match[1]), child)
         for child in (run / "checkpoints").glob("step_*")
-        if (match := re.fullmatch(r"step_(\d+)", child.name)) and (child / DESCRIPTION).is_file()
+        if (match := re.fullmatch(r"step_(\d+)", child.name))
     )
     return [child for _, child in sorted(found)]
 

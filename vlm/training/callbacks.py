@@ -319,7 +319,7 @@ class Checkpoint(Pausing):
                 seed=module.seed,
                 data=self.data,
             )
-            self.folder.prune()
+            self.folder.prune(module.step)
 
         _first_rank_writes(self.control.group, self.folder.path, write)
 

@@ -113,11 +113,19 @@ class CheckpointFolder:
         """Where the checkpoint of a step is written."""
         return self.path / f"step_{step:08d}"
 
-    def prune(self) -> None:
-        """Delete older checkpoints, and what a killed process left half-written or half-deleted."""
+    def prune(self, step: int) -> None:
+        """Delete older checkpoints, and what a killed process left half-written or half-deleted.
+
+        Args:
+            step: of the checkpoint written last. Those of later steps are damaged, and were passed over when
+                the run was resumed: they get another name, else they would count as the newest.
+        """
         for pattern in (".*.tmp", ".*.old"):
             for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
+        newest = self.place(step)
+        for damaged in [path for path in checkpoints_of(self.path.parent) if path.name > newest.name]:
+            damaged.rename(self._aside(damaged))
         found = checkpoints_of(self.path.parent)
         for folder in (self.path, *found):
             remove_drafts(folder)
@@ -155,7 +163,7 @@ class CheckpointFolder:
             "value": metrics[self.keep_best],
         }
         _write_json(self.path / "best.json", best)
-        self.prune()
+        self.prune(step)
 
     def note_evaluation(self, step: int, metrics: Mapping[str, float]) -> None:
         """Put the metrics of an evaluation into the checkpoint of its step, if it has one."""
@@ -165,6 +173,12 @@ class CheckpointFolder:
     def is_evaluated(self, step: int) -> bool:
         """Whether an evaluation of the checkpoint of this step has come to its end."""
         return (self.place(step) / EVALUATION).is_file()
+
+    def _aside(self, damaged: Path) -> Path:
+        aside = damaged.with_name(f"damaged_{damaged.name}")
+        shutil.rmtree(aside, ignore_errors=True)
+        log.warning("%s is damaged and now called %s; delete it if you do not need it", damaged, aside.name)
+        return aside
 
     def _best(self) -> dict[str, Any] | None:
         try:

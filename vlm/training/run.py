@@ -3,13 +3,15 @@
 import dataclasses
 import json
 import logging
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
 import torch
+from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import Logger, WandbLogger
 
 from vlm.data import TrainData, TrainSet
@@ -31,7 +33,7 @@ from vlm.models import ModelSpec, described, try_pretrained
 from vlm.objectives import Objective
 from vlm.training.broken import BrokenSamples
 from vlm.training.callbacks import GO_ON, Checkpoint, Evaluate, StepLog, TimedLoader
-from vlm.training.checkpoint import EVALUATION, last_whole
+from vlm.training.checkpoint import EVALUATION, last_whole, load_step
 from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
 from vlm.training.control import Control
 from vlm.training.init_from import InitFrom
@@ -41,6 +43,9 @@ from vlm.training.optimizer import AdamW
 from vlm.training.schedule import CosineSchedule
 
 log = logging.getLogger(__name__)
+
+# The workers of a run that was killed end within moments, and hold the lock until then.
+_LOCK_SECONDS = 20
 
 MAY_CHANGE = (
     "run.name",
@@ -239,6 +244,35 @@ def train(run: Run) -> Path:
     start_ranks(trainer)
     control = ControlGroup()
     run.objective.setup(Topology.current())
+    with _alone_in_folder(run, control):
+        _train(run, trainer, control)
+    return run.folder
+
+
+@contextmanager
+def _alone_in_folder(run: Run, control: ControlGroup) -> Iterator[None]:
+    """Two runs in one folder would delete each other's drafts and mix their rows."""
+    path = run.folder.with_name(f".{run.folder.name}.lock")
+    lock = FileLock(path, timeout=_LOCK_SECONDS)
+
+    def acquire() -> None:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                lock.acquire()
+            except Timeout:
+                raise ConfigError(
+                    f"another process is training in {run.folder}; wait for it, or choose another run.name"
+                ) from None
+
+    control.first_rank_does(acquire)
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def _train(run: Run, trainer: L.Trainer, control: ControlGroup) -> None:
     start = control.first_rank_does(lambda: _prepare(run))
     data, tokenizer = run.data.open(), Tokenizer.load(run.folder / TOKENIZER)
     init = _initial_weights(run, start)
@@ -257,14 +291,13 @@ def train(run: Run) -> Path:
     )
     if control.first_rank_does(lambda: _is_complete(run, start, module.step)):
         log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
-        return run.folder
+        return
     try:
         _fit(run, trainer, module, data, tokenizer, control)
     finally:
         for logger in run.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 logger.experiment.finish()  # else the next run of this process would write into this one
-    return run.folder
 
 
 def _fit(
@@ -411,8 +444,9 @@ def _prepare(run: Run) -> Path | None:
         remove_drafts(run.folder)
         with replacing(run.folder / TOKENIZER) as draft:
             tokenizer.save(draft)
-        with replacing(run.folder / "config.json") as draft:
-            draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
+        if start is None or load_step(start) < run.trainer.max_steps:  # else it would not be what was run
+            with replacing(run.folder / "config.json") as draft:
+                draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
     return start
 
 

@@ -39,6 +39,7 @@ def import_model(source: Path, out: Path, given: Given) -> tuple[ModelSpec, list
         ConfigError: the source leaves something open or contradicts `given`, or `out` is not empty.
         CheckpointError: the source is unreadable, or a model that this project has no towers for.
     """
+    out = out.absolute()  # "." has no name to make a draft's of
     if out.is_dir() and any(out.iterdir()):
         raise ConfigError(f"out={str(out)!r} is not empty; choose another folder")
     reader = _reader(source)
