@@ -1,11 +1,20 @@
 """Every error a user can cause. The command line prints the message alone and exits with its code."""
 
+CRASHED = 70
+"""Exit code of any other error, such as a lost connection to a rank that died: another start may help.
+
+EX_SOFTWARE of sysexits.h.
+"""
+
 
 class VlmError(Exception):
     """Root of the errors that carry a message for the user: what was found, expected, and what to change."""
 
     exit_code = 1
     """What the command line exits with."""
+
+    of_one_rank = False
+    """Whether the other ranks may know nothing of it."""
 
 
 class ConfigError(VlmError):
@@ -33,6 +42,13 @@ class StoppedError(VlmError):
 
     exit_code = 75
     """EX_TEMPFAIL of sysexits.h: try again later."""
+
+
+class HangError(VlmError):
+    """Nothing went on for long; the run was ended, and can be resumed."""
+
+    exit_code = 124
+    """As of the command `timeout`."""
 
 
 class DistributedError(VlmError):

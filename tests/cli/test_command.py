@@ -1,6 +1,10 @@
-import pytest
+from typing import NoReturn
 
-from vlm.cli.command import quote_value
+import pytest
+from omegaconf import DictConfig
+
+from vlm.cli.command import command, quote_value
+from vlm.errors import DataError, StoppedError
 
 
 @pytest.mark.parametrize(
@@ -21,3 +25,38 @@ from vlm.cli.command import quote_value
 )
 def test_only_bare_values_that_need_it_are_quoted(typed: str, read: str) -> None:
     assert quote_value(typed) == read
+
+
+def ended_by(error: Exception, monkeypatch: pytest.MonkeyPatch) -> object:
+    """What a command exits with that meets an error."""
+
+    @command("evaluate")
+    def fails(config: DictConfig) -> NoReturn:
+        raise error
+
+    monkeypatch.setattr("sys.argv", ["vlm evaluate", "run=x"])
+    with pytest.raises(SystemExit) as end:
+        fails()
+    return end.value.code
+
+
+def test_a_fault_is_told_from_a_mistake_by_its_exit_code(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert ended_by(RuntimeError("connection closed by peer"), monkeypatch) == 70
+    assert "Traceback" in (said := capfd.readouterr().err)
+    assert "connection closed by peer" in said
+    assert ended_by(DataError("no shards"), monkeypatch) == "DataError: no shards"  # prints it, with code 1
+    assert ended_by(StoppedError("later"), monkeypatch) == 75
+    assert capfd.readouterr().err == "StoppedError: later\n"
+
+
+def test_another_rank_tells_what_it_alone_knows(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    error = DataError("no shards")
+    assert ended_by(error, monkeypatch) == 1
+    error.of_one_rank = True
+    assert ended_by(error, monkeypatch) == "DataError: no shards"
+    assert capfd.readouterr().err == ""

@@ -6,6 +6,7 @@ import os
 import re
 import sys
 import threading
+import traceback
 import warnings
 from collections.abc import Callable
 from itertools import pairwise
@@ -17,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vlm.errors import VlmError
+from vlm.errors import CRASHED, VlmError
 from vlm.settings import config_dir, register_schemas
 
 _LONGEST = 1000
@@ -27,7 +28,8 @@ _LONGEST = 1000
 def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callable[[], None]]:
     """Make a function of a composed configuration into a command.
 
-    A user's mistake is one line and exit code 1, never a stack trace.
+    A user's mistake is one line and exit code 1, never a stack trace. Anything else is a stack trace, on the
+    rank that it came to, and an exit code that tells it from a mistake.
     """
 
     def decorate(function: Callable[[DictConfig], None]) -> Callable[[], None]:
@@ -44,6 +46,9 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
                 _exit(error)
             except KeyboardInterrupt:
                 sys.exit(130)
+            except Exception:
+                traceback.print_exc()
+                sys.exit(CRASHED)
 
         def main() -> None:
             nonlocal started
@@ -95,14 +100,15 @@ def _file_of(error: BaseException) -> str | None:
 
 
 def _exit(error: Exception) -> NoReturn:
-    """One line, from one rank: the others have the same to say."""
+    """One line, from one rank if the others have the same to say."""
     from vlm.distributed import is_main_process  # imports torch
 
     code = getattr(error, "exit_code", 1)
     message = f"{type(error).__name__}: {error}"
-    if is_main_process() and code == 1:
+    speaks = is_main_process() or getattr(error, "of_one_rank", False)
+    if speaks and code == 1:
         sys.exit(message)
-    if is_main_process():
+    if speaks:
         print(message, file=sys.stderr)
     sys.exit(code)
 

@@ -30,7 +30,10 @@ _LONGEST_NAME = 200
 def main(config: DictConfig) -> None:
     """Entry point of the command `train`."""
     folder = train_from(resolve(config))
-    print(f"{folder} is trained; score it with: vlm evaluate run={folder}")
+    from vlm.distributed import is_main_process  # imports torch
+
+    if is_main_process():
+        print(f"{folder} is trained; score it with: vlm evaluate run={folder}")
 
 
 def train_from(values: dict[str, Any]) -> Path:

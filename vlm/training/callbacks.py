@@ -329,6 +329,9 @@ class Evaluate(Pausing):
 
     A signal ends it between two batches. A run that goes on from a checkpoint whose evaluation was due, and
     was cut short by a signal or a kill, begins with that evaluation.
+
+    Args:
+        progress: is called after each batch.
     """
 
     def __init__(
@@ -337,6 +340,7 @@ class Evaluate(Pausing):
         loaded: Callable[[TrainingModule], Loaded],
         step_log: StepLog,
         checkpoint: Checkpoint,
+        progress: Callable[[], None],
         *,
         every_n_steps: int,
         max_steps: int,
@@ -347,6 +351,7 @@ class Evaluate(Pausing):
         self.evaluators = evaluators
         self.loaded = loaded
         self.checkpoint = checkpoint
+        self.progress = progress
         self.batch_size = batch_size
         self.num_workers = num_workers
 
@@ -359,12 +364,16 @@ class Evaluate(Pausing):
                 self.act(trainer, module)
 
     def act(self, trainer: L.Trainer, module: TrainingModule) -> None:
+        def between_batches() -> None:
+            self.progress()
+            self.checkpoint.end_if_asked(trainer, module)
+
         embedder = Embedder(
             self.loaded(module),
             Topology.current(),
             batch_size=self.batch_size,
             num_workers=self.num_workers,
-            between_batches=lambda: self.checkpoint.end_if_asked(trainer, module),
+            between_batches=between_batches,
         )
         results = run_suite(self.evaluators, embedder)
         metrics = {f"eval/{name}/{k}": v for name, r in results.items() for k, v in r.metrics.items()}

@@ -1,6 +1,19 @@
 """Starting the processes of a run before anything is prepared, so that they can agree on it."""
 
 import lightning as L
+from lightning.fabric.plugins.environments.cluster_environment import ClusterEnvironment
+from lightning.fabric.plugins.environments.slurm import SLURMEnvironment
+from lightning.fabric.plugins.environments.torchelastic import TorchElasticEnvironment
+
+
+def srun_environment() -> ClusterEnvironment | None:
+    """The ranks of srun, with signals left to this project; None where Lightning finds all by itself.
+
+    Lightning's own handler would answer SIGUSR1 with a checkpoint of its kind and with `scontrol requeue`.
+    """
+    if TorchElasticEnvironment.detect() or not SLURMEnvironment.detect():
+        return None
+    return SLURMEnvironment(auto_requeue=False)
 
 
 def start_ranks(trainer: L.Trainer) -> None:

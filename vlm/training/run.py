@@ -37,10 +37,11 @@ from vlm.training.checkpoint import EVALUATION, last_whole, load_step
 from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
 from vlm.training.control import Control
 from vlm.training.init_from import InitFrom
-from vlm.training.launch import start_ranks
+from vlm.training.launch import srun_environment, start_ranks
 from vlm.training.module import TrainingModule
 from vlm.training.optimizer import AdamW
 from vlm.training.schedule import CosineSchedule
+from vlm.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
@@ -64,6 +65,7 @@ MAY_CHANGE = (
     "trainer.accelerator",
     "trainer.micro_batch_size",
     "trainer.log_every_n_steps",
+    "trainer.hang_minutes",
     "checkpoint",
     "evaluation",
     "suite",
@@ -88,6 +90,8 @@ class Trainer:
         gradient_clip: largest norm of the gradient of both towers; null leaves it as it is.
         micro_batch_size: rows that the towers of a rank see at once; null: all. The loss stays that of the
             whole batch, each row is encoded once more.
+        hang_minutes: ends the run, with a report, if for so long no step and no batch of an evaluation is
+            finished; null: never. NCCL itself aborts waiting ranks after 10, with less to say.
     """
 
     max_steps: int
@@ -99,6 +103,7 @@ class Trainer:
     gradient_clip: float | None
     micro_batch_size: int | None
     log_every_n_steps: int
+    hang_minutes: int | float | None
 
     def __post_init__(self) -> None:
         for name in ("max_steps", "num_nodes", "log_every_n_steps"):
@@ -108,6 +113,8 @@ class Trainer:
             raise ConfigError(f"trainer.max_steps={self.max_steps} must be at most {_MOST_STEPS}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ConfigError(f"trainer.micro_batch_size={self.micro_batch_size} must be at least 1, or null")
+        if self.hang_minutes is not None and self.hang_minutes <= 0:
+            raise ConfigError(f"trainer.hang_minutes={self.hang_minutes} must be above 0, or null")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ConfigError(
                 f"trainer.gradient_clip={self.gradient_clip} must be positive, or null for none"
@@ -130,6 +137,7 @@ class Trainer:
                 accelerator=self.accelerator,
                 strategy="auto" if self._one_device else self.strategy,
                 precision=self.precision,
+                plugins=srun_environment(),
                 max_epochs=1,
                 enable_checkpointing=False,
                 enable_progress_bar=False,
@@ -321,9 +329,10 @@ def _fit(
     step_log = _step_log(run, loader, data, tokenizer, group, **ranks)
     control = Control(group, every_minutes=run.checkpoint.every_minutes)
     checkpoint = _checkpoint(run, loaded, step_log, control, data)
-    evaluate = _evaluate(run, loaded, step_log, checkpoint)
+    watchdog = Watchdog(run.objective, minutes=run.trainer.hang_minutes)
+    evaluate = _evaluate(run, loaded, step_log, checkpoint, watchdog.progress)
     # The checkpoint comes before the evaluation: a fault in the latter then costs nothing.
-    callbacks = [step_log, control, checkpoint, *([evaluate] if run.evaluators else [])]
+    callbacks = [watchdog, step_log, control, checkpoint, *([evaluate] if run.evaluators else [])]
     trainer.callbacks += callbacks  # type: ignore[attr-defined]
     trainer.fit(module, train_dataloaders=loader)
 
@@ -387,13 +396,18 @@ def _checkpoint(
 
 
 def _evaluate(
-    run: Run, loaded: Callable[[TrainingModule], Loaded], step_log: StepLog, checkpoint: Checkpoint
+    run: Run,
+    loaded: Callable[[TrainingModule], Loaded],
+    step_log: StepLog,
+    checkpoint: Checkpoint,
+    progress: Callable[[], None],
 ) -> Evaluate:
     return Evaluate(
         run.evaluators,
         loaded,
         step_log,
         checkpoint,
+        progress,
         every_n_steps=run.evaluation.every_n_steps,
         max_steps=run.trainer.max_steps,
         batch_size=run.evaluation.batch_size,
