@@ -23,7 +23,7 @@ from transformers import CLIPConfig, CLIPModel
 
 import vlm
 from vlm.data.tokenizers import Tokenizer
-from vlm.errors import CheckpointError, ConfigError
+from vlm.errors import CheckpointError, ConfigError, OutputError
 from vlm.inference import Loaded, load
 from vlm.inference.foreign import import_model
 
@@ -261,7 +261,7 @@ def test_a_full_disk_leaves_nothing_behind(tmp_path: Path, monkeypatch: pytest.M
 
     monkeypatch.setattr(Tokenizer, "save", full)
     before = sorted(tmp_path.iterdir())
-    with pytest.raises(OSError, match="No space left"):
+    with pytest.raises(OutputError, match="No space left"):
         imported(source)
     assert sorted(tmp_path.iterdir()) == before
 
