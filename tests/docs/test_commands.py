@@ -37,6 +37,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/remote_data.md": {"bash": 2, "output": 1},
     "docs/guides/resuming.md": {"bash": 4, "python": 1, "output": 2},
     "docs/guides/slurm.md": {},
+    "docs/guides/scaling.md": {"bash": 2},
     "docs/guides/weights.md": {"bash": 9, "output": 2},
     "docs/guides/evaluating.md": {"bash": 8, "python": 1, "yaml": 1, "output": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},

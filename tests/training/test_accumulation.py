@@ -3,6 +3,8 @@
 import csv
 import subprocess
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ from vlm.cli.train import train_from
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
 from vlm.models import DualEncoder, ModelSpec, build_model
-from vlm.objectives import Objective
+from vlm.objectives import Encoded
 from vlm.training import accumulation
 from vlm.training.accumulation import loss_and_gradients
 from vlm.types import Batch
@@ -57,11 +59,13 @@ def one_rank(kind: str, micro_batch_size: int | None, bug: str | None = None) ->
             model.logit_scale.grad *= 2
 
     if bug == "each part alone":
-        accumulation._encode_without_graph = lambda o, m, parts, seed: own_part(o, m, parts)
+        accumulation._encode_without_graph = lambda encode, parts, seed: own_part(encode, parts)
+    objective = objective_of(kind, mask_equal_captions=True)
     output = loss_and_gradients(
-        objective_of(kind, mask_equal_captions=True),
+        objective,
         model,
         Batch(**rows),  # type: ignore[typeddict-item]
+        encode=partial(objective.encode, model),
         micro_batch_size=micro_batch_size,
         seed=lambda number: None,
         backward=backward,
@@ -74,10 +78,10 @@ def one_rank(kind: str, micro_batch_size: int | None, bug: str | None = None) ->
     return result
 
 
-def own_part(objective: Objective, model: DualEncoder, parts: list[Batch]) -> dict[str, Tensor]:
+def own_part(encode: Callable[[Batch], Encoded], parts: list[Batch]) -> dict[str, Tensor]:
     """The first part's vectors in place of everyone's: pairs no longer meet those of other parts."""
     with torch.no_grad():
-        encoded = [objective.encode(model, parts[0]) for _ in parts]
+        encoded = [encode(parts[0]) for _ in parts]
     joined = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
     return {n: v.requires_grad_() if v.is_floating_point() else v for n, v in joined.items()}
 
@@ -128,6 +132,7 @@ def test_dropout_draws_the_same_when_encoded_again() -> None:
         objective,
         model,
         Batch(**whole),  # type: ignore[typeddict-item]
+        encode=partial(objective.encode, model),
         micro_batch_size=3,
         seed=seed,
         backward=lambda loss, last: loss.backward(),
@@ -141,12 +146,13 @@ def test_weights_cast_without_a_graph_are_not_met_again() -> None:
     """Autocast would hand the casts of the first pass, which carry no gradients, to the second."""
     gradients: list[dict[str, Any]] = []
     for size in (None, 4):
-        model = model_of("clip").float()
+        model, objective = model_of("clip").float(), objective_of("clip")
         with torch.autocast("cpu", torch.bfloat16):
             loss_and_gradients(
-                objective_of("clip"),
+                objective,
                 model,
                 Batch(**batch()),  # type: ignore[typeddict-item]
+                encode=partial(objective.encode, model),
                 micro_batch_size=size,
                 seed=lambda number: None,
                 backward=lambda loss, last: loss.backward(),

@@ -45,6 +45,7 @@ class TimmTower(nn.Module):
         """One vector an image; a floating-point image is taken as already normalised."""
         if not image.is_floating_point():
             image = (image.to(self.mean.dtype) / 255 - self.mean) / self.std
+        image = image.to(next(self.trunk.parameters()).dtype)  # an engine may have cast the weights alone
         return cast(Tensor, self.trunk(image.contiguous(memory_format=torch.channels_last)))
 
 

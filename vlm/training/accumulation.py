@@ -26,6 +26,7 @@ def loss_and_gradients(
     model: ContrastiveModel,
     batch: Batch,
     *,
+    encode: Callable[[Batch], Encoded],
     micro_batch_size: int | None,
     seed: Callable[[int], None],
     backward: Backward,
@@ -33,6 +34,7 @@ def loss_and_gradients(
     """Leave the gradients of `objective` over the whole batch in the parameters of `model`.
 
     Args:
+        encode: `objective.encode` of a micro-batch by `model`, which an engine may have wrapped.
         micro_batch_size: rows that the towers see at once; None: all of this rank.
         seed: is called with the number of a micro-batch before it is encoded, and sets the random state, so
             that dropout draws the same when it is encoded again.
@@ -40,16 +42,16 @@ def loss_and_gradients(
     parts = list(split(batch, micro_batch_size))
     if len(parts) == 1:
         seed(0)
-        output = _loss(objective, model, objective.encode(model, batch))
+        output = _loss(objective, model, encode(batch))
         backward(output.total, True)
         return output
-    vectors = _encode_without_graph(objective, model, parts, seed)
+    vectors = _encode_without_graph(encode, parts, seed)
     output = _loss(objective, model, vectors)
     torch.autograd.backward(output.total)  # to the vectors, and to the parameters of the loss itself
     first = 0
     for number, part in enumerate(parts):
         seed(number)
-        encoded = _full(objective.encode(model, part))
+        encoded = _full(encode(part))
         rows = slice(first, first := first + _length(encoded))
         products = [
             (encoded[name] * value.grad[rows]).sum()
@@ -73,14 +75,14 @@ def split(batch: Batch, size: int | None) -> Iterator[Batch]:
 
 
 def _encode_without_graph(
-    objective: Objective, model: ContrastiveModel, parts: list[Batch], seed: Callable[[int], None]
+    encode: Callable[[Batch], Encoded], parts: list[Batch], seed: Callable[[int], None]
 ) -> dict[str, Tensor]:
     """All rows, those of floating point as leaves of a new graph."""
     encoded = []
     with torch.no_grad():
         for number, part in enumerate(parts):
             seed(number)
-            encoded.append(_full(objective.encode(model, part)))
+            encoded.append(_full(encode(part)))
     # Autocast keeps the weights that it has cast, here without a graph: the next forward must not meet them.
     torch.clear_autocast_cache()
     joined = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}

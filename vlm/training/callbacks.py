@@ -307,13 +307,14 @@ class Checkpoint(Pausing):
         self._written = module.step
         self.control.saved()
         self.step_log.require_finite()
+        weights, moments = module.weights(), module.moments()  # gathered by all ranks, kept by the first
 
         def write() -> None:
             save(
                 self.folder.place(module.step),
                 self.loaded(module),
-                weights=module.weights(),
-                moments=module.moments(),
+                weights=weights,
+                moments=moments,
                 step=module.step,
                 config=self.config,
                 seed=module.seed,

@@ -13,6 +13,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 from vlm.errors import CheckpointError, ConfigError
 from vlm.files import remove_drafts, replacing
@@ -221,8 +222,11 @@ def load_weights_into(model: nn.Module, checkpoint: Path) -> None:
     load_weights(model, read_weights(checkpoint), where=str(checkpoint))
 
 
-def read_moments(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> dict[str, torch.Tensor]:
+def read_moments(checkpoint: Path, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:
     """What `moments_of` gave when `checkpoint` was written.
+
+    Args:
+        shapes: of the model's parameters, by name.
 
     Raises:
         CheckpointError: there is no such file, it is damaged, or it is not of these parameters.
@@ -237,23 +241,23 @@ def read_moments(checkpoint: Path, parameters: Mapping[str, nn.Parameter]) -> di
     if not moments:
         raise CheckpointError(f"{path} is empty; resume from an earlier checkpoint")
     for key in moments:
-        if key.partition("/")[2] not in parameters:
+        if key.partition("/")[2] not in shapes:
             raise CheckpointError(f"{path} has {key}, which this model does not; it is another model")
-    for name, parameter in parameters.items():
+    for name, shape in shapes.items():
         state = _state_of(name, moments)
-        if state:
-            _check_moments(state, parameter, f"{path}: {name}")
+        if state:  # a parameter that never had a gradient has none
+            _check_moments(state, shape, f"{path}: {name}")
     return moments
 
 
 def moments_of(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]
 ) -> dict[str, torch.Tensor]:
-    """What AdamW keeps for each parameter, as `<entry>/<name>`."""
-    names: dict[torch.Tensor, str] = {parameter: name for name, parameter in parameters.items()}
+    """What AdamW keeps for each parameter, as `<entry>/<name>`; of a sharded one, sharded."""
     return {
-        f"{entry}/{names[parameter]}": state[entry].detach().cpu().contiguous()
-        for parameter, state in optimizer.state.items()
+        f"{entry}/{name}": optimizer.state[parameter][entry].detach()
+        for name, parameter in parameters.items()
+        if parameter in optimizer.state
         for entry in STATE
     }
 
@@ -266,7 +270,7 @@ def load_moments(
     """Replace what an optimizer keeps for its parameters."""
     for name, parameter in parameters.items():
         state = _state_of(name, moments)
-        if state:  # a parameter that never had a gradient has none
+        if state:
             optimizer.state[parameter] = {k: _placed(v, parameter) for k, v in state.items()}
 
 
@@ -279,9 +283,9 @@ def _state_of(name: str, moments: Mapping[str, torch.Tensor]) -> dict[str, torch
     return {entry: moments[f"{entry}/{name}"] for entry in STATE if f"{entry}/{name}" in moments}
 
 
-def _check_moments(state: Mapping[str, torch.Tensor], parameter: torch.Tensor, where: str) -> None:
+def _check_moments(state: Mapping[str, torch.Tensor], shape: torch.Size, where: str) -> None:
     for entry in STATE:
-        expected = torch.Size([]) if entry == "step" else parameter.shape
+        expected = torch.Size([]) if entry == "step" else shape
         found = state.get(entry)
         if found is None or found.shape != expected or not found.is_floating_point():
             what = "nothing" if found is None else f"{found.dtype} of shape {tuple(found.shape)}"
@@ -296,9 +300,14 @@ def _hidden(folder: Path, ending: str) -> Path:
 
 
 def _placed(state: torch.Tensor, parameter: torch.Tensor) -> torch.Tensor:
-    """On the parameter's device, a moment also in its memory layout, which fused optimizers rely on."""
+    """On the parameter's device, a moment also in its memory layout, which fused optimizers rely on, and
+    sharded as it is."""
     if state.shape != parameter.shape:
         return state.to(parameter.device)
+    if isinstance(parameter, DTensor):  # every rank has read the whole, so nothing is sent
+        state = distribute_tensor(
+            state.to(parameter.device), parameter.device_mesh, parameter.placements, src_data_rank=None
+        )
     return torch.empty_like(parameter).copy_(state)
 
 

@@ -22,6 +22,9 @@ def start_ranks(trainer: L.Trainer) -> None:
     Lightning would do both at the start of `fit`, which finds them done.
     """
     strategy = trainer.strategy
-    if strategy.launcher is None or trainer.world_size == 1:
+    if trainer.world_size == 1:
+        return
+    if strategy.launcher is None:  # this process is one that a launcher has started
+        strategy.setup_environment()
         return
     strategy.launcher.launch(strategy.setup_environment, trainer=trainer)

@@ -1,7 +1,7 @@
 """The one training step."""
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +16,7 @@ from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import Objective
 from vlm.training.accumulation import loss_and_gradients
 from vlm.training.checkpoint import load_moments, load_step, load_weights_into, moments_of, read_moments
+from vlm.training.engines import Engine, kept_by_first_rank
 from vlm.training.init_from import InitFrom
 from vlm.training.optimizer import AdamW
 from vlm.training.outside import Outside
@@ -31,8 +32,8 @@ class TrainingModule(L.LightningModule):
     what the uninterrupted one would have drawn.
 
     Args:
+        engine: what spreads the towers over ranks, and steps them.
         max_steps: length of the run in optimizer steps, for the schedule.
-        gradient_clip: largest allowed norm of the gradient of both towers; None leaves it as it is.
         micro_batch_size: rows that the towers see at once; None: all of a rank.
         resume_from: checkpoint folder to take weights, moments and step from.
         init_from: checkpoint to take weights alone from.
@@ -44,10 +45,10 @@ class TrainingModule(L.LightningModule):
         spec: ModelSpec,
         objective: Objective,
         *,
+        engine: Engine,
         optimizer: AdamW,
         schedule: CosineSchedule,
         max_steps: int,
-        gradient_clip: float | None,
         micro_batch_size: int | None,
         seed: int,
         resume_from: Path | None,
@@ -58,10 +59,10 @@ class TrainingModule(L.LightningModule):
         self.automatic_optimization = False
         self.spec = spec
         self.objective = objective
+        self.engine = engine
         self.optimizer_recipe = optimizer
         self.schedule = schedule
         self.max_steps = max_steps
-        self.gradient_clip = gradient_clip
         self.micro_batch_size = micro_batch_size
         self.seed = seed
         self.resume_from = resume_from
@@ -69,6 +70,7 @@ class TrainingModule(L.LightningModule):
         self.resize_positions = resize_positions
         self.step = 0 if resume_from is None else load_step(resume_from)
         self.model: DualEncoder | None = None
+        self._shapes: dict[str, torch.Size] = {}
         self._outside: Outside | None = None
         self._outside_optimizer: torch.optim.Optimizer | None = None
 
@@ -83,29 +85,45 @@ class TrainingModule(L.LightningModule):
             load_weights_into(self.model, self.resume_from)
         elif self.init_from is not None:
             self.init_from.load_into(self.model)
+        self._shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
         self._outside = Outside(self.model)
+        self.engine.prepare(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The engine's optimizer; that of the parameters outside is ours."""
         optimizer = self.optimizer_recipe.build(self.towers.parameters())
         self._outside_optimizer = self.outside.optimizer(self.optimizer_recipe, self.device)
-        if self.resume_from is not None:
-            inside = dict(self.towers.named_parameters())
-            moments = read_moments(self.resume_from, {**inside, **self.outside.parameters})
-            load_moments(optimizer, inside, moments)
-            load_moments(self.outside_optimizer, self.outside.parameters, moments)
         return optimizer
 
+    def on_fit_start(self) -> None:
+        """What the optimizers had when the run was interrupted."""
+        moments = None if self.resume_from is None else read_moments(self.resume_from, self._shapes)
+        self.engine.ready(self.towers, self._engine_optimizer.optimizer, moments)
+        if moments is not None:
+            load_moments(self.outside_optimizer, self.outside.parameters, moments)
+
+    def forward(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        """Call a function: the one way in for engines that have to see each forward."""
+        return function(*arguments)
+
     def weights(self) -> dict[str, Tensor]:
-        """The whole model by name, as a checkpoint has it."""
-        return {**self.towers.state_dict(), **{n: p.detach() for n, p in self.outside.parameters.items()}}
+        """The whole model by name, as a checkpoint has it, on the first rank; called on every rank."""
+        outside = ((name, p.detach) for name, p in self.outside.parameters.items())
+        return {**self.engine.weights(self.towers), **kept_by_first_rank(outside)}
 
     def moments(self) -> dict[str, Tensor]:
-        """What both optimizers keep, as a checkpoint has it."""
-        engine = self.optimizers()
-        assert isinstance(engine, LightningOptimizer)
-        inside = moments_of(engine.optimizer, dict(self.towers.named_parameters()))
-        return {**inside, **moments_of(self.outside_optimizer, self.outside.parameters)}
+        """What both optimizers keep, as a checkpoint has it, on the first rank; called on every rank."""
+        outside = moments_of(self.outside_optimizer, self.outside.parameters)
+        return {
+            **self.engine.moments(self.towers, self._engine_optimizer.optimizer),
+            **kept_by_first_rank((name, value.detach) for name, value in outside.items()),
+        }
+
+    @property
+    def _engine_optimizer(self) -> LightningOptimizer:
+        optimizer = self.optimizers()
+        assert isinstance(optimizer, LightningOptimizer)
+        return optimizer
 
     @property
     def towers(self) -> DualEncoder:
@@ -131,33 +149,28 @@ class TrainingModule(L.LightningModule):
     def training_step(self, batch: Batch, batch_index: int) -> dict[str, Any]:
         if batch_index == 0:
             self._check_first(batch)
-        engine = self.optimizers()
-        assert isinstance(engine, LightningOptimizer)
-        lr = self._set_lr(engine.optimizer, self.outside_optimizer)
-        engine.zero_grad()
+        optimizer = self._engine_optimizer
+        lr = self._set_lr(optimizer.optimizer, self.outside_optimizer)
+        optimizer.zero_grad()
         self.outside_optimizer.zero_grad()
         output = loss_and_gradients(
             self.objective,
             self.towers,
             batch,
+            encode=self.engine.encode(self, self.objective, self.towers),
             micro_batch_size=self.micro_batch_size,
             seed=lambda number: _set_seed(self.seed, self.step, self.global_rank, number),
             backward=self._backward,
         )
         self.outside.average_gradients()
-        limit = torch.inf if self.gradient_clip is None else self.gradient_clip
-        gradient_norm = torch.nn.utils.clip_grad_norm_(self.towers.parameters(), limit)
-        engine.step()
+        gradient_norm = self.engine.step(self.towers, optimizer)
         self.outside_optimizer.step()
         self.objective.after_step(self.towers, self.step)
         self.step += 1
         return {"metrics": {**_named(output), "train/grad_norm": gradient_norm.detach(), "train/lr": lr}}
 
     def _backward(self, loss: Tensor, last: bool) -> None:
-        if last:
-            self.manual_backward(loss)
-        else:
-            torch.autograd.backward(loss)  # DDP reduces only what manual_backward has prepared
+        self.engine.backward(self, loss, last=last)
 
     def _set_lr(self, *optimizers: torch.optim.Optimizer) -> float:
         lr = self.optimizer_recipe.lr * self.schedule.lr_fraction(self.step, self.max_steps)

@@ -36,6 +36,7 @@ from vlm.training.callbacks import GO_ON, Checkpoint, Evaluate, StepLog, TimedLo
 from vlm.training.checkpoint import EVALUATION, last_whole, load_step
 from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
 from vlm.training.control import Control
+from vlm.training.engines import Engine, Strategy, build_engine
 from vlm.training.init_from import InitFrom
 from vlm.training.launch import srun_environment, start_ranks
 from vlm.training.module import TrainingModule
@@ -63,6 +64,7 @@ MAY_CHANGE = (
     "trainer.devices",
     "trainer.num_nodes",
     "trainer.accelerator",
+    "trainer.strategy",
     "trainer.micro_batch_size",
     "trainer.log_every_n_steps",
     "trainer.hang_minutes",
@@ -85,7 +87,7 @@ class Trainer:
 
     Args:
         devices: processes on each node, one a device; "auto" takes every GPU, or one process on a CPU.
-        strategy: what spreads the model over devices; with one device in all it is left out.
+        strategy: what spreads the model over devices; ddp is left out with one device in all.
         precision: Lightning's names: "32-true", "bf16-mixed".
         gradient_clip: largest norm of the gradient of both towers; null leaves it as it is.
         micro_batch_size: rows that the towers of a rank see at once; null: all. The loss stays that of the
@@ -98,7 +100,7 @@ class Trainer:
     devices: int | str
     num_nodes: int
     accelerator: str
-    strategy: Literal["ddp"]
+    strategy: Strategy
     precision: Literal["32-true", "bf16-mixed"]
     gradient_clip: float | None
     micro_batch_size: int | None
@@ -126,16 +128,20 @@ class Trainer:
         devices = max(1, gpus) if self.devices == "auto" else self.devices
         return devices == 1 and self.num_nodes == 1
 
-    def build(self, **lightning: Any) -> L.Trainer:
+    def engine(self) -> Engine:
+        """What `strategy` names."""
+        return build_engine(self.strategy, precision=self.precision, gradient_clip=self.gradient_clip)
+
+    def build(self, engine: Engine, **lightning: Any) -> L.Trainer:
         """Lightning's trainer, with everything off that this project does itself."""
         for name in ("lightning.pytorch", "lightning.fabric"):
             logging.getLogger(name).setLevel(logging.WARNING)  # it would tell of TPUs
         try:
-            return L.Trainer(
+            trainer = L.Trainer(
                 devices=self.devices,
                 num_nodes=self.num_nodes,
                 accelerator=self.accelerator,
-                strategy="auto" if self._one_device else self.strategy,
+                strategy=engine.strategy(one_device=self._one_device),
                 precision=self.precision,
                 plugins=srun_environment(),
                 max_epochs=1,
@@ -154,6 +160,8 @@ class Trainer:
             L.fabric.utilities.exceptions.MisconfigurationException,
         ) as error:
             raise ConfigError(f"trainer.devices/accelerator/strategy/precision: {error}") from error
+        engine.check(trainer)
+        return trainer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -246,14 +254,15 @@ def train(run: Run) -> Path:
     """
     run.schedule.check(run.trainer.max_steps)
     _check_best(run)
-    trainer = run.trainer.build(logger=list(run.loggers))
+    engine = run.trainer.engine()
+    trainer = run.trainer.build(engine, logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
     _check_sizes(run)
     start_ranks(trainer)
     control = ControlGroup()
     run.objective.setup(Topology.current())
     with _alone_in_folder(run, control):
-        _train(run, trainer, control)
+        _train(run, trainer, engine, control)
     return run.folder
 
 
@@ -280,17 +289,17 @@ def _alone_in_folder(run: Run, control: ControlGroup) -> Iterator[None]:
         lock.release()
 
 
-def _train(run: Run, trainer: L.Trainer, control: ControlGroup) -> None:
+def _train(run: Run, trainer: L.Trainer, engine: Engine, control: ControlGroup) -> None:
     start = control.first_rank_does(lambda: _prepare(run))
     data, tokenizer = run.data.open(), Tokenizer.load(run.folder / TOKENIZER)
     init = _initial_weights(run, start)
     module = TrainingModule(
         _spec(run, tokenizer, start, init),
         run.objective,
+        engine=engine,
         optimizer=run.optimizer,
         schedule=run.schedule,
         max_steps=run.trainer.max_steps,
-        gradient_clip=run.trainer.gradient_clip,
         micro_batch_size=run.trainer.micro_batch_size,
         seed=run.seed,
         resume_from=start,
