@@ -1,5 +1,6 @@
 """Files that are whole or absent, and what is said when they cannot be written."""
 
+import errno
 import os
 import uuid
 from collections.abc import Iterator
@@ -27,7 +28,7 @@ def replacing(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def writing(path: Path, *, then: str = "make room and try again") -> Iterator[None]:
-    """Say which file or folder an error of the file system is about, and what to do then.
+    """Say which file or folder an error of the file system is about, and what to do if the disk is full.
 
     Raises:
         OutputError: in the place of an `OSError`.
@@ -37,9 +38,15 @@ def writing(path: Path, *, then: str = "make room and try again") -> Iterator[No
     except OSError as error:
         named = error.filename if isinstance(error.filename, str) else str(path)
         where = path if Path(named).is_relative_to(path.parent) else named  # not a draft's hidden name
-        raise OutputError(
-            f"{where} cannot be written: {error.strerror or error}; what was written before is whole: {then}"
-        ) from error
+        advice = f"; what was written before is whole: {then}" if is_full(error) else ""
+        raise OutputError(f"{where} cannot be written: {error.strerror or error}{advice}") from error
+
+
+def is_full(error: BaseException | None) -> bool:
+    """Whether an error, or what it was raised from, is that of a full disk or a used quota."""
+    if isinstance(error, OSError) and error.errno is not None:
+        return error.errno in (errno.ENOSPC, errno.EDQUOT)
+    return error is not None and is_full(error.__cause__)
 
 
 def remove_drafts(folder: Path) -> None:

@@ -1,6 +1,7 @@
 from typing import NoReturn
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from vlm.cli.command import command, quote_value
@@ -14,9 +15,16 @@ from vlm.errors import DataError, StoppedError
         ("data.train.shards='a/{00..41}.tar'", "data.train.shards='a/{00..41}.tar'"),
         ("data.mix={}", "data.mix={}"),
         ("input=图片/表.csv", "input='图片/表.csv'"),
+        ("input=图/a.csv", "input='图/a.csv'"),
         ("out=packed/déjà", "out='packed/déjà'"),
         ("caption=图", "caption='图'"),
         ('caption=["标题"]', 'caption=["标题"]'),
+        ("caption=[标题,title_en]", "caption=['标题',title_en]"),
+        ("caption=[json.标题_1, json.标题_2]", "caption=['json.标题_1', 'json.标题_2']"),
+        ("shards=[a/{0,1}.tar,b.tar]", "shards=['a/{0,1}.tar',b.tar]"),
+        ("""captions=["标题, a",'图',[图, a],{图: a}]""", """captions=["标题, a",'图',[图, a],{图: a}]"""),
+        ("std=[0.5, 1,null]", "std=[0.5, 1,null]"),
+        ("run.accept_changes=[]", "run.accept_changes=[]"),
         ("data.mix={a: {share: 0.5}}", "data.mix={a: {share: 0.5}}"),
         ("paths.data=${run.name}", "paths.data=${run.name}"),
         ("optimizer.lr=1e-3", "optimizer.lr=1e-3"),
@@ -60,3 +68,16 @@ def test_another_rank_tells_what_it_alone_knows(
     error.of_one_rank = True
     assert ended_by(error, monkeypatch) == "DataError: no shards"
     assert capfd.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+    ("typed", "value"),
+    [
+        ("captions=[json.标题_1, json.标题_2]", ["json.标题_1", "json.标题_2"]),
+        ("shards=[a/{00..41}.tar, 图/*.tar]", ["a/{00..41}.tar", "图/*.tar"]),
+        ("betas=[0.9, 1e-3, null]", [0.9, 0.001, None]),
+        ("captions=[]", []),
+    ],
+)
+def test_lists_are_read_as_they_were_meant(typed: str, value: list) -> None:
+    assert OverridesParser.create().parse_override(quote_value(typed)).value() == value

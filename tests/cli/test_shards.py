@@ -1,13 +1,14 @@
 """`vlm shards` as a user types it."""
 
 import json
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from picture_tables import write_table
-from small_shards import write_shards
+from small_shards import image_bytes, write_shards
 from tiny import tiny_tokenizer
 from toy_run import TINY_MODEL
 
@@ -43,6 +44,20 @@ def test_pack_index_check_and_preview_follow_each_other(tmp_path: Path) -> None:
 
     done = shards("preview", "shards=out/*.tar", "captions=json.title_zh", folder=tmp_path)
     assert done.stdout == "24 samples are shown in preview.png\n"
+
+
+def test_the_line_that_pack_prints_can_be_typed(tmp_path: Path) -> None:
+    (tmp_path / "1.png").write_bytes(image_bytes((9, 9, 9)))
+    table = "filepath,标题_1,标题_2\n1.png,一只猫,猫在桌上\n"
+    (tmp_path / "table.csv").write_text(table, encoding="utf-8")
+    done = shards("pack", "input=table.csv", "out=out", "caption=[标题_1,标题_2]", folder=tmp_path)
+    line = done.stdout.splitlines()[-1]
+    typed = shlex.split(line.removeprefix("train on them with: "))
+    assert typed == ["data.train.shards=out/*.tar", "data.train.captions=[json.标题_1, json.标题_2]"]
+    values = [argument.removeprefix("data.train.") for argument in typed]
+    done = shards("check", *values, folder=tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "with a caption in json.标题_2" in done.stdout
 
 
 def test_check_exits_with_1_where_training_would_replace_or_stop(tmp_path: Path) -> None:

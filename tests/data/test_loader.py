@@ -204,6 +204,17 @@ def test_data_without_a_whole_sample_end_training_with_one_message(tmp_path, num
     assert caught.value.of_one_rank  # the others may have whole samples: this rank has to tell
 
 
+def test_shards_that_all_vanish_are_not_put_down_to_captions(tmp_path):
+    data = train_data(write_shards(tmp_path, SIZES))
+    opened = data.open()
+    for path in tmp_path.glob("*.tar"):
+        path.unlink()
+    with pytest.raises(
+        DataError, match=r"\.tar/sample \d+: is not there any more; restore the shards, or name"
+    ):
+        list(opened.loader(tokenize, start_step=0, stop_step=2, rank=0, world_size=1))
+
+
 def test_reading_ahead_is_spread_evenly_and_holds_two_windows_at_most(shards):
     from vlm.data.loader import SourceReader
 

@@ -1,5 +1,6 @@
 import json
 import logging
+import os
 import tarfile
 from pathlib import Path
 
@@ -190,6 +191,22 @@ def test_a_folder_with_captions_beside_the_images(tmp_path: Path) -> None:
     assert [sample[picture(n)[0]] for n, sample in enumerate(samples.values())] == [
         picture(n)[1] for n in range(3)
     ]
+
+
+@pytest.mark.parametrize("edited", ["a.png", "a.txt", "a.json"])
+def test_a_folder_in_which_a_file_was_edited_is_another_input(tmp_path: Path, edited: str) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for name, data in (("a.png", picture(1)[1]), ("a.txt", b"house 17"), ("a.json", b'{"id": 17}')):
+        (folder / name).write_bytes(data)
+    pack(folder, tmp_path / "out").run()
+    assert pack(folder, tmp_path / "out").run().new_samples == 0
+
+    before = (folder / edited).stat()
+    (folder / edited).write_bytes((folder / edited).read_bytes().replace(b"17", b"18"))  # as long as it was
+    os.utime(folder / edited, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    with pytest.raises(DataError, match="holds shards of another input, or the input has changed"):
+        pack(folder, tmp_path / "out").run()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

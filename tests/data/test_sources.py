@@ -38,6 +38,9 @@ def test_urls_and_pipes_expand_without_being_opened():
 @pytest.mark.parametrize(
     ("patterns", "error", "message"),
     [
+        ("{d}", DataError, r"data.train.shards='(.*)' is a folder; use '\1/\*\.tar'$"),
+        ("", DataError, "data.train.shards: '' does not exist"),
+        ("{d}/", DataError, r"is a folder; use '.*[^/]/\*\.tar'$"),
         ("{d}/c-*.tar", DataError, r"data.train.shards='.*/c-\*.tar' matches no file"),
         ("{d}/a-{{0..4}}.tar", DataError, "data.train.shards: '.*/a-3.tar' does not exist and 1 more"),
         ("{d}/absent/a.tar", DataError, "data.train.shards: '.*/absent/a.tar' does not exist;"),

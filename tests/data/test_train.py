@@ -5,6 +5,7 @@ import pytest
 from small_shards import sample, tokenize, train_data, write_shards
 
 from vlm.data import Source
+from vlm.data.shards import ShardSet
 from vlm.errors import ConfigError, DataError
 
 
@@ -120,3 +121,34 @@ def test_importing_the_data_layer_is_light():
     code = f"import sys, vlm.data; print([name for name in {heavy} if name in sys.modules])"
     result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert result.stdout.strip() == "[]"
+
+
+def test_another_data_set_of_the_same_names_and_counts_is_noticed(tmp_path):
+    pattern = write_shards(tmp_path / "a", [8, 8])
+    stored = train_data(pattern).open().fingerprint
+    moved = tmp_path / "elsewhere"
+    (tmp_path / "a").rename(moved)
+    opened = train_data(f"{moved}/*.tar").open()
+    before, now = opened.beside(stored)["data.train"]
+    assert before == now == stored["data.train"]
+
+    other = {"000003": sample(3) | {"txt": b"x" * 20_000}}
+    replaced = train_data(write_shards(tmp_path / "b", [8, 8], change=other)).open()
+    before, now = replaced.beside(stored)["data.train"]
+    assert before != now
+    assert (before["sha256"], before["samples"]) == (now["sha256"], now["samples"])
+    assert now["bytes"] == sum(path.stat().st_size for path in (tmp_path / "b").glob("*.tar"))
+
+
+def test_sizes_are_compared_only_where_both_sides_know_them(tmp_path):
+    opened = train_data(write_shards(tmp_path, [8])).open()
+    without = {name: opened.fingerprint["data.train"][name] for name in ("shards", "samples", "sha256")}
+    assert opened.beside({"data.train": without})["data.train"] == (without, without)
+    for stored in ({}, {"data.train": {}}, {"data.train": None}, {"data.train": without | {"samples": 9}}):
+        before, now = opened.beside(stored)["data.train"]
+        assert before != now
+
+
+def test_sizes_of_shards_in_a_store_are_not_asked_for():
+    shards = ShardSet(("a/00000.tar", "s3://b/00001.tar"), (1, 1))
+    assert shards.fingerprint.keys() == {"shards", "samples", "sha256"}

@@ -181,3 +181,22 @@ def test_a_crop_that_can_never_fit_is_the_largest_in_the_centre():
 def test_a_wrong_number_names_its_key(make, message):
     with pytest.raises(ConfigError, match=message):
         make()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "message"),
+    [
+        ("image_size", "32", r"data\.preprocess\.image_size='32' must be a whole number of at least 1"),
+        ("image_size", True, r"data\.preprocess\.image_size=True must be"),
+        (
+            "background",
+            ["a", "b", "c"],
+            r"data\.preprocess\.background=\['a', 'b', 'c'\] must be three numbers",
+        ),
+    ],
+)
+def test_what_is_no_number_names_its_key(name, value, message):
+    read = preprocess()
+    object.__setattr__(read, name, value)  # only tests compare the arguments with their annotations
+    with pytest.raises(ConfigError, match=message):
+        read.__post_init__()

@@ -114,12 +114,45 @@ def _exit(error: Exception) -> NoReturn:
 
 
 def quote_value(argument: str) -> str:
-    """`shards=a/{00..41}.tar` as `shards='a/{00..41}.tar'`, and `caption=标题` as `caption='标题'`.
+    """`shards=a/{00..41}.tar` as `shards='a/{00..41}.tar'`, and `caption=[标题,en]` as `caption=['标题',en]`.
 
     Hydra would read the braces as a dictionary, and knows no letters but English ones outside of quotes.
     """
-    match = re.fullmatch(r"([^=\s]+)=([^'\"\[{(][^'\"]*[{\u0080-\U0010ffff][^'\"]*|[^\x00-\x7f])", argument)
-    return f"{match[1]}='{match[2]}'" if match and "${" not in argument else argument
+    match = re.fullmatch(r"([^=\s]+)=(.+)", argument, re.DOTALL)
+    if match is None or "${" in argument:
+        return argument
+    key, value = match.groups()
+    if value[0] == "[" and value[-1] == "]":
+        return f"{key}=[{','.join(_quote_element(element) for element in _elements(value[1:-1]))}]"
+    return f"{key}={_quote(value)}"
+
+
+def _quote(value: str) -> str:
+    """A bare value in quotes, if it needs them."""
+    needs = re.fullmatch(r"(?![\[{(])[^'\"]*[{\u0080-\U0010ffff][^'\"]*", value)
+    return f"'{value}'" if needs else value
+
+
+def _quote_element(element: str) -> str:
+    bare = element.strip()
+    return element.replace(bare, _quote(bare))
+
+
+def _elements(inside: str) -> list[str]:
+    """What stands between the commas of a list, but for those within quotes and brackets."""
+    elements, depth, quote = [""], 0, ""
+    for character in inside:
+        if quote:
+            quote = "" if character == quote else quote
+        elif character in "'\"":
+            quote = character
+        else:
+            depth += (character in "[{(") - (character in ")}]")
+            if character == "," and depth == 0:
+                elements.append("")
+                continue
+        elements[-1] += character
+    return elements
 
 
 def _refuse_null_groups(arguments: list[str]) -> None:

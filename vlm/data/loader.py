@@ -169,9 +169,15 @@ class TrainBatches(Numbered[Batch]):
             else:
                 return example, broken[0] if broken else None
         first = broken[0]
+        of_shards = all(sample.cause in _OF_THE_SHARD for sample in broken)
+        advice = (
+            "restore the shards, or name others"
+            if of_shards
+            else f"correct {source.key}.captions or the shards"
+        )
         raise DataError(
             f"{source.key}: {len(broken)} samples that could take one place are all broken, the first is "
-            f"{first.shard}/{first.key}: {first.reason}; correct {source.key}.captions or the shards"
+            f"{first.shard}/{first.key}: {first.reason}; {advice}"
         )
 
     def _example(self, raw: RawSample, source: OrderedSource, *, rng: random.Random) -> Example:

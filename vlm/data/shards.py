@@ -2,7 +2,9 @@
 
 import hashlib
 import json
+import os
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, ClassVar
@@ -18,6 +20,8 @@ from vlm.data.sources import expand_shards
 from vlm.data.tar import DAMAGE, CutError, RawSample, TarReader, is_local, open_shard
 from vlm.errors import DataError, VlmError
 
+_THREADS = 32  # of requests that wait for a network disk
+_GONE = "is not there any more"
 _REINDEX = "if the shard was replaced, delete sizes.json and its .index.parquet to have it indexed again"
 
 
@@ -53,12 +57,19 @@ class ShardSet:
         """Samples of all shards together."""
         return sum(self.sizes)
 
-    @property
+    @cached_property
     def fingerprint(self) -> dict[str, Any]:
-        """Counts, and a digest of file names and counts in their order; the folder does not matter."""
+        """Counts, and a digest of file names and counts in their order; the folder does not matter.
+
+        Where all shards are local files also their bytes together, and a digest of the bytes of each.
+        """
         named = [[url.rpartition("/")[2], size] for url, size in zip(self.urls, self.sizes, strict=True)]
-        digest = hashlib.sha256(json.dumps(named).encode()).hexdigest()
-        return {"shards": len(self.urls), "samples": self.num_samples, "sha256": digest}
+        known = {"shards": len(self.urls), "samples": self.num_samples, "sha256": _digest(named)}
+        if not all(map(is_local, self.urls)):  # asking a store for each would take minutes
+            return known
+        with ThreadPoolExecutor(_THREADS) as threads:
+            num_bytes = list(threads.map(_file_size, self.urls))
+        return known | {"bytes": sum(num_bytes), "bytes_sha256": _digest(num_bytes)}
 
     def locate(self, row: int) -> tuple[int, int]:
         """Shard of a row of the whole set, and its row within the shard."""
@@ -68,6 +79,17 @@ class ShardSet:
     @cached_property
     def _ends(self) -> ndarray:
         return np.cumsum(self.sizes)
+
+
+def _digest(value: Any) -> str:
+    return hashlib.sha256(json.dumps(value).encode()).hexdigest()
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except OSError as error:
+        raise DataError(f"{path} cannot be read: {error.strerror}") from error
 
 
 def open_shards(
@@ -122,7 +144,7 @@ class ShardCursor:
             if sample is None:
                 raise CutError(f"it ends there, its index names {self._shards.sizes[shard]} samples")
         except FileNotFoundError as error:
-            reason = f"{url} is not there any more; restore it, or name other shards"
+            reason = f"{url} {_GONE}; restore it, or name other shards"
             raise self._lose(MissingShardError(reason), shard, 0) from error
         except DAMAGE as error:
             damaged = DamagedShardError(f"{url} cannot be read at sample {row}: {error}; {_REINDEX}")
@@ -152,7 +174,8 @@ class ShardCursor:
         try:
             return self.read(shard, row)
         except BrokenShardError as error:
-            return BrokenSample(error.cause, self._shards.urls[shard], f"sample {row}", str(error.__cause__))
+            reason = _GONE if error.cause is Cause.MISSING_SHARD else str(error.__cause__)
+            return BrokenSample(error.cause, self._shards.urls[shard], f"sample {row}", reason)
 
     def try_read_row(self, row: int) -> RawSample | BrokenSample:
         """The sample at a row of the whole set, as `try_read`."""

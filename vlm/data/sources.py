@@ -57,7 +57,8 @@ def expand_shards(
 
     Raises:
         ConfigError: a pattern has unbalanced braces.
-        DataError: a pattern matches nothing, a local file does not exist, or a shard is named twice.
+        DataError: a pattern matches nothing or is a folder, a local file does not exist, or a shard is named
+            twice.
     """
     shards = [shard for pattern in as_strings(patterns) for shard in _expand(pattern, key, remote)]
     if not shards:
@@ -92,6 +93,8 @@ def _expand(pattern: str, key: str, remote: Remote) -> list[str]:
     pattern = pattern.removeprefix("file://")
     if Path(pattern).is_file():
         return [pattern]
+    if pattern and is_local(pattern) and Path(pattern).is_dir():
+        raise DataError(f"{key}={pattern!r} is a folder; use '{pattern.rstrip('/')}/*.tar'")
     if _num_shards(pattern) > _MOST_SHARDS:
         raise ConfigError(f"{key}={pattern!r} names more than {_MOST_SHARDS:,} shards; correct the braces")
     try:

@@ -179,8 +179,15 @@ class TrainSet:
 
     @property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
-        """What tells these shards from others, by source: names and sample counts, wherever they lie."""
+        """What tells these shards from others, by source: names, sample counts and sizes of local files."""
         return {source.key: source.shards.fingerprint for source in self._sources}
+
+    def beside(self, stored: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
+        """By source, what an earlier `fingerprint` says and what is true now; equal where it is the same.
+
+        What only one of the two knows, as the sizes of local files, is left out of both.
+        """
+        return {key: _comparable(stored.get(key), now) for key, now in self.fingerprint.items()}
 
     def loader(
         self, tokenizer: Tokenize, *, start_step: int, stop_step: int, rank: int, world_size: int
@@ -215,6 +222,13 @@ class TrainSet:
         for source in self._sources:
             share = source.order.batch_size / self._data.global_batch_size
             yield from islice(_stored_captions(source), math.ceil(limit * share))
+
+
+def _comparable(before: Any, now: dict[str, Any]) -> tuple[Any, Any]:
+    both = [name for name in now if isinstance(before, Mapping) and name in before]
+    return (
+        ({name: before[name] for name in both}, {name: now[name] for name in both}) if both else (before, now)
+    )
 
 
 def _stored_captions(source: OrderedSource) -> Iterator[str]:

@@ -40,9 +40,11 @@ class Preprocess:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "background", tuple(self.background))
-        if self.image_size < 1:
-            raise ConfigError(f"data.preprocess.image_size={self.image_size} must be at least 1")
-        if len(self.background) != 3 or not all(0 <= value <= 255 for value in self.background):
+        if not _is_whole(self.image_size) or self.image_size < 1:
+            raise ConfigError(
+                f"data.preprocess.image_size={self.image_size!r} must be a whole number of at least 1"
+            )
+        if len(self.background) != 3 or not all(_is_whole(v) and 0 <= v <= 255 for v in self.background):
             raise ConfigError(
                 f"data.preprocess.background={list(self.background)} must be three numbers from 0 to 255"
             )
@@ -155,6 +157,11 @@ def _box(left: float, top: float, width: float, height: float) -> Box:
 def _uniform(rng: random.Random, low: float, high: float) -> float:
     # random() alone is promised to give the same numbers in every Python release
     return low + (high - low) * rng.random()
+
+
+def _is_whole(value: object) -> bool:
+    """The configuration has types; a json beside weights may hold anything."""
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _check_choice(name: str, value: str, choices: Sequence[str]) -> None:

@@ -24,7 +24,7 @@ from vlm.data.tools.plan import Plan, Planner
 from vlm.data.tools.processes import number_of_workers, run_tasks
 from vlm.data.tools.tables import Table, open_table
 from vlm.errors import ConfigError, DataError
-from vlm.files import remove_drafts, replacing
+from vlm.files import is_full, remove_drafts, replacing
 
 logger = logging.getLogger(__name__)
 
@@ -176,9 +176,10 @@ class Pack:
             _write_skipped(out, records)
             write_sizes(out, {name: record.samples for name, record in records.items()})
         except (OSError, IndexNotWrittenError) as error:
+            advice = "make room, then run" if is_full(error) else "run"
             raise DataError(
                 f"packing into {out} stopped: {error}. {len(records)} of {len(plan.starts)} shards are "
-                "complete and stay; make room, then run the same command again: it goes on with the others"
+                f"complete and stay; {advice} the same command again: it goes on with the others"
             ) from error
         return records.values(), sum(record.samples for record in records.values()) - kept
 

@@ -77,8 +77,14 @@ class FolderTable(Table):
         return dataclasses.replace(self, files=files, first=number)
 
     def fingerprint(self) -> str:
-        """Of the names."""
-        return hashlib.sha256(repr(self.files).encode("utf-8", "backslashreplace")).hexdigest()
+        """Of the names, sizes and times of change: reading every byte would take as long as packing."""
+        value = hashlib.sha256()
+        for image, has_text, has_json in self.files:
+            stem = os.path.splitext(image)[0]
+            beside = [f"{stem}.txt"] * has_text + [f"{stem}.json"] * has_json
+            states = [(name, *_state(self.path / name)) for name in (image, *beside)]
+            value.update(repr(states).encode("utf-8", "backslashreplace"))
+        return value.hexdigest()
 
 
 def _list_images(folder: Path) -> Iterator[tuple[str, bool, bool]]:
@@ -90,6 +96,15 @@ def _list_images(folder: Path) -> Iterator[tuple[str, bool, bool]]:
             if suffix.lower() in IMAGE_SUFFIXES and not name.startswith("."):
                 path = os.path.relpath(os.path.join(where, name), folder)
                 yield path, f"{stem}.txt" in present, f"{stem}.json" in present
+
+
+def _state(path: Path) -> tuple[int, ...]:
+    """Size and time of the last change; nothing of a file that is gone, which reading it will tell."""
+    try:
+        found = path.stat()
+    except OSError:
+        return ()
+    return found.st_size, found.st_mtime_ns
 
 
 def _read_object(path: Path) -> dict[str, Any]:
