@@ -53,6 +53,7 @@ class PathSettings:
 class TrainSettings:
     """Root keys of `train`; a component's keys are those of the class named by its `_target_`."""
 
+    plan: bool = MISSING
     run: RunSettings = MISSING
     init_from: str | None = None
     resize_positions: bool = MISSING
@@ -69,6 +70,8 @@ class TrainSettings:
     evaluation: Any = MISSING
     suite: Any = None
     logger: Any = MISSING
+    bench: Any = None
+    """Of `vlm bench step` alone."""
 
 
 @dataclass

@@ -10,7 +10,6 @@ import pytest
 from picture_tables import write_table
 from small_shards import image_bytes, write_shards
 from tiny import tiny_tokenizer
-from toy_run import TINY_MODEL
 
 from vlm.cli.shards import VERBS
 
@@ -78,22 +77,6 @@ def test_check_measures_captions_with_a_tokenizer(tmp_path: Path) -> None:
     assert "length of captions in tokens" in done.stdout
 
 
-def test_bench_takes_the_arguments_of_train(tmp_path: Path) -> None:
-    write_shards(tmp_path, [40])
-    arguments = ["data.train.shards=*.tar", "data.global_batch_size=16", "model=toy", *TINY_MODEL]
-    done = shards("bench", *arguments, "data.num_workers=0", folder=tmp_path)
-    assert done.returncode == 0, done.stderr
-    names = [line.split("  ")[0] for line in done.stdout.splitlines()[1:9]]
-    stages = ["read", "decode", "transform", "tokenize", "collate"]
-    assert names == ["stage", *stages, "one core, all of it", "loader, 0 workers"]
-    assert "bottleneck: " in done.stdout
-    assert sorted(path.name for path in tmp_path.iterdir() if path.suffix != ".parquet") == [
-        ".index.lock",
-        "00000.tar",
-        "sizes.json",
-    ]
-
-
 @pytest.mark.parametrize("verb", VERBS)
 def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     done = shards(verb, "--help", folder=tmp_path)
@@ -110,8 +93,6 @@ def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
         (["pack", "input=x", "out=o", "worker=2"], "worker"),
         (["check", "shards=none/*.tar"], "matches no file"),
         (["preview", "shards=none/*.tar"], "matches no file"),
-        (["bench", "data.train.shards=none/*.tar"], "matches no file"),
-        (["bench"], "no value for data.train.shards"),
     ],
 )
 def test_a_mistake_is_one_message(arguments: list[str], message: str, tmp_path: Path) -> None:

@@ -38,11 +38,13 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/resuming.md": {"bash": 4, "python": 1, "output": 2},
     "docs/guides/slurm.md": {},
     "docs/guides/scaling.md": {"bash": 2},
+    "docs/guides/speed.md": {"bash": 5},
     "docs/guides/weights.md": {"bash": 9, "output": 2},
     "docs/guides/evaluating.md": {"bash": 8, "python": 1, "yaml": 1, "output": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
     "docs/reference/damaged_input.md": {},
+    "docs/concepts/cost_at_scale.md": {"python": 1, "output": 1},
 }
 ENTRIES: dict[str, Callable[[], None]] = {"train": train_command.main, "vlm": vlm_command.main}
 MODULES = {"train": "vlm.cli.train", "vlm": "vlm.cli.main", "torchrun": "torch.distributed.run"}

@@ -42,6 +42,11 @@ def test_a_run_logs_every_promised_number(finished: Path) -> None:
         "train/grad_norm",
         "time/samples_per_s",
         "time/data_wait_share",
+        "time/encode_share",
+        "time/loss_share",
+        "time/backward_share",
+        "time/optimizer_share",
+        "time/tflops",
         "memory/peak_gib",
         "data/substituted",
     }

@@ -5,9 +5,10 @@ import keyword
 import sys
 
 VERBS = {
+    "bench": "measure losses, training steps, loading",
     "evaluate": "score a run or a checkpoint and write a report",
     "import": "make a model of open_clip or transformers into a checkpoint",
-    "shards": "pack, index, check, preview, bench shards; toy shards",
+    "shards": "pack, index, check, preview shards; toy shards",
 }
 
 HELP = """usage: vlm VERB [key=value ...]

@@ -25,7 +25,7 @@ class _GatherRows(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
         group = ctx.group
-        if dist.get_backend(group.handle) == "nccl":
+        if dist.get_backend(group.handle) != "gloo":
             own = grads[0].new_empty((grads[0].shape[0] // group.size, *grads[0].shape[1:]))
             dist.reduce_scatter(own, list(grads[0].contiguous().chunk(group.size)), group=group.handle)
             return own, None

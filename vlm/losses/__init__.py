@@ -8,15 +8,28 @@ from vlm.losses.contrastive import (
     info_nce,
     sigmoid_loss,
 )
-from vlm.losses.cost import choose_implementation, logits_bytes
+from vlm.losses.cost import (
+    Kind,
+    LossCost,
+    choose_implementation,
+    gathered_bytes,
+    logits_bytes,
+    loss_flops,
+    traffic_bytes,
+)
 
 __all__ = [
     "IMPLEMENTATIONS",
     "HardNegatives",
     "Implementation",
+    "Kind",
+    "LossCost",
     "choose_implementation",
     "equal_caption_share",
+    "gathered_bytes",
     "info_nce",
     "logits_bytes",
+    "loss_flops",
     "sigmoid_loss",
+    "traffic_bytes",
 ]

@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vlm.distributed import Group, gather_rows
-from vlm.losses.tiled import TILE, Mask, tiled_logsumexp, tiled_softplus
+from vlm.losses.tiled import Mask, tiled_logsumexp, tiled_softplus
 
 Implementation = Literal["dense", "local_rows", "tiled"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
@@ -49,7 +49,7 @@ def info_nce(
     caption_id: Int64[Tensor, " b"] | None = None,
     negatives: HardNegatives | None = None,
     group: Group | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Float[Tensor, ""]:
     """Softmax cross-entropy of each image over all texts and of each text over all images, their mean.
 
@@ -59,7 +59,7 @@ def info_nce(
         caption_id: pairs with equal ids are no negatives of each other; None: every other pair is one.
         negatives: texts that images alone are compared with.
         group: ranks whose pairs are each other's negatives; None: all.
-        tile: side of the tiles of `tiled`.
+        tile: side of the tiles of `tiled`; None: what suits the device.
 
     Source: arXiv:2103.00020, figure 3; hard negatives arXiv:2210.01936.
     """
@@ -98,7 +98,7 @@ def sigmoid_loss(
     caption_id: Int64[Tensor, " b"] | None = None,
     negatives: HardNegatives | None = None,
     group: Group | None = None,
-    tile: int = TILE,
+    tile: int | None = None,
 ) -> Float[Tensor, ""]:
     """Is this text of this image, for every image and every text: n · n decisions, summed, over n.
 
@@ -204,7 +204,8 @@ class _World:
 
 
 def _logits(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor | None, mask: Mask) -> Tensor:
-    logits = scale * (rows.to(scale.dtype) @ columns.to(scale.dtype).T)
+    # The scale goes to the rows: times the product, it would keep the product for its gradient.
+    logits = (scale * rows.to(scale.dtype)) @ columns.to(scale.dtype).T
     if bias is not None:
         logits = logits + bias
     mask.apply(logits, slice(0, len(rows)), slice(0, len(columns)))

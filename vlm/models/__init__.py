@@ -1,5 +1,6 @@
 """Towers, the dual encoder of two of them, and their descriptions as plain data."""
 
+from vlm.models.cost import TowerCost, tower_costs, tower_flops
 from vlm.models.dual_encoder import DualEncoder, build_model, described, try_pretrained
 from vlm.models.spec import (
     Activation,
@@ -19,8 +20,11 @@ __all__ = [
     "ImageTowerSpec",
     "ModelSpec",
     "TextTowerSpec",
+    "TowerCost",
     "TransformersTextSpec",
     "build_model",
     "described",
+    "tower_costs",
+    "tower_flops",
     "try_pretrained",
 ]

@@ -18,6 +18,8 @@ class ClipObjective(ContrastiveObjective):
     Source: arXiv:2103.00020, section 2.3 and 2.5.
     """
 
+    kind = "softmax"
+
     def chance_losses(self, global_batch_size: int) -> Mapping[str, float]:
         return {"itc": math.log(global_batch_size // self.num_groups)}
 

@@ -11,6 +11,8 @@ from vlm.distributed import Group, Topology, split_ranks
 from vlm.errors import ConfigError
 from vlm.losses import (
     Implementation,
+    Kind,
+    LossCost,
     choose_implementation,
     equal_caption_share,
     logits_bytes,
@@ -34,6 +36,7 @@ class ContrastiveObjective(Objective):
     """
 
     required_keys: ClassVar[frozenset[str]] = frozenset({"image", "text", "caption_id"})
+    kind: ClassVar[Kind]
 
     def __init__(
         self,
@@ -58,6 +61,14 @@ class ContrastiveObjective(Objective):
     def setup(self, topology: Topology) -> None:
         self.group = split_ranks(self.group_size, key="objective.group_size")
         self.num_groups = topology.world_size // self.group.size
+
+    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int) -> LossCost:
+        members = node_size if self.group_size == "node" else self.group_size or world_size
+        all_pairs = pairs * members
+        implementation = self.implementation
+        if implementation == "auto":
+            implementation = choose_implementation(pairs=pairs, all_pairs=all_pairs)
+        return LossCost.of(implementation, kind=self.kind, pairs=pairs, all_pairs=all_pairs, dim=dim)
 
     def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:
         return {

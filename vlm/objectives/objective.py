@@ -6,6 +6,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from vlm.distributed import Topology
+from vlm.losses import LossCost
 from vlm.types import Batch, ContrastiveModel, StepOutput
 
 Encoded = Mapping[str, Tensor]
@@ -28,6 +29,14 @@ class Objective(nn.Module):
     def chance_losses(self, global_batch_size: int) -> Mapping[str, float]:
         """What guessing gives for loss terms, by name; a run that stays there is told so."""
         return {}
+
+    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int) -> LossCost | None:
+        """What the loss takes on a rank with so many pairs, before there are process groups.
+
+        Args:
+            dim: of the vectors. node_size: ranks on a machine.
+        """
+        return None
 
     def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:
         """Run the towers over this rank's rows; no collectives."""

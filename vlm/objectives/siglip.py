@@ -18,6 +18,8 @@ class SigLipObjective(ContrastiveObjective):
     Source: arXiv:2303.15343, section 3.2.
     """
 
+    kind = "sigmoid"
+
     def chance_losses(self, global_batch_size: int) -> Mapping[str, float]:
         # One right text among n for each image, each guessed with probability 1 / n.
         n = global_batch_size // self.num_groups

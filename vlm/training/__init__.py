@@ -2,6 +2,7 @@
 
 from vlm.training.loggers import CsvLogger, TensorBoardLogger
 from vlm.training.optimizer import AdamW
+from vlm.training.plan import plan
 from vlm.training.run import CheckpointEvery, EvaluateEvery, Run, Trainer, train
 from vlm.training.schedule import CosineSchedule
 
@@ -14,5 +15,6 @@ __all__ = [
     "Run",
     "TensorBoardLogger",
     "Trainer",
+    "plan",
     "train",
 ]

@@ -30,6 +30,7 @@ def loss_and_gradients(
     micro_batch_size: int | None,
     seed: Callable[[int], None],
     backward: Backward,
+    done: Callable[[str], None] = lambda part: None,
 ) -> StepOutput:
     """Leave the gradients of `objective` over the whole batch in the parameters of `model`.
 
@@ -38,20 +39,28 @@ def loss_and_gradients(
         micro_batch_size: rows that the towers see at once; None: all of this rank.
         seed: is called with the number of a micro-batch before it is encoded, and sets the random state, so
             that dropout draws the same when it is encoded again.
+        done: is told which part of the step is over, `encode`, `loss` or `backward`.
     """
     parts = list(split(batch, micro_batch_size))
     if len(parts) == 1:
         seed(0)
-        output = _loss(objective, model, encode(batch))
+        encoded = encode(batch)
+        done("encode")
+        output = _loss(objective, model, encoded)
+        done("loss")
         backward(output.total, True)
+        done("backward")
         return output
     vectors = _encode_without_graph(encode, parts, seed)
+    done("encode")
     output = _loss(objective, model, vectors)
     torch.autograd.backward(output.total)  # to the vectors, and to the parameters of the loss itself
+    done("loss")
     first = 0
     for number, part in enumerate(parts):
         seed(number)
         encoded = _full(encode(part))
+        done("encode")
         rows = slice(first, first := first + _length(encoded))
         products = [
             (encoded[name] * value.grad[rows]).sum()
@@ -59,6 +68,7 @@ def loss_and_gradients(
             if value.grad is not None
         ]
         backward(torch.stack(products).sum(), number == len(parts) - 1)
+        done("backward")
     return output
 
 

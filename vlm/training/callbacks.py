@@ -22,6 +22,7 @@ from vlm.training.checkpoint import CheckpointFolder, save
 from vlm.training.checks import Finite, Watch
 from vlm.training.control import Control, stopped
 from vlm.training.module import TrainingModule, averaged
+from vlm.training.work import Work
 from vlm.types import Batch
 
 log = logging.getLogger(__name__)
@@ -87,11 +88,13 @@ class StepLog(L.Callback):
         self.global_batch_size = global_batch_size
         self.max_steps = max_steps
         self.paused_s = 0.0
+        self.work = Work()
         self._mark = (0, 0.0, 0.0, 0.0)
         self._bar: Any = None
 
     def on_train_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
+        self.work = Work.of(module.spec, module.device)
         self._mark = (module.step, time.perf_counter(), self.loader.waited_s, self.paused_s)
         if trainer.is_global_zero:
             self._bar = _progress_bar(start=module.step, total=self.max_steps)
@@ -101,12 +104,13 @@ class StepLog(L.Callback):
     ) -> None:
         assert isinstance(module, TrainingModule)
         self.broken.add(batch, step=module.step)
+        self.work.add(batch)
         self.finite.look(module.step, outputs["metrics"]["train/loss"], outputs["metrics"]["train/grad_norm"])
         if self._bar is not None:
             self._bar.update(1)
         if module.step % self.every_n_steps and module.step != self.max_steps:
             return
-        metrics = averaged({**outputs["metrics"], **self._rates(module.step)}, device=module.device)
+        metrics = averaged({**outputs["metrics"], **self._rates(module)}, device=module.device)
         peak = torch.tensor(_peak_memory_gib(module.device), device=module.device)
         metrics["memory/peak_gib"] = max_over_ranks(peak).item()
         metrics |= self.broken.metrics(device=module.device)
@@ -153,8 +157,9 @@ class StepLog(L.Callback):
             "run.resume=true and, say, a lower optimizer.lr, confirmed by run.accept_changes=[optimizer.lr]"
         )
 
-    def _rates(self, step: int) -> dict[str, float]:
-        """Speed since the last call; time spent evaluating and saving does not count."""
+    def _rates(self, module: TrainingModule) -> dict[str, float]:
+        """Speed since the last call, and shares of its time; evaluating and saving do not count."""
+        step, split, work = module.step, module.clock.read(), self.work.read()
         now, waited, paused = time.perf_counter(), self.loader.waited_s, self.paused_s
         first, start, waited_before, paused_before = self._mark
         self._mark = (step, now, waited, paused)
@@ -162,6 +167,8 @@ class StepLog(L.Callback):
         return {
             "time/samples_per_s": (step - first) * self.global_batch_size / seconds,
             "time/data_wait_share": (waited - waited_before) / seconds,
+            **{f"time/{part}_share": spent / seconds for part, spent in split.items()},
+            **{f"time/{name}": value / seconds for name, value in work.items()},
         }
 
     def _show(self, step: int, metrics: Mapping[str, float]) -> None:

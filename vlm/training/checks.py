@@ -100,7 +100,7 @@ class Watch:
             self._warn(
                 "data",
                 f"{share:.0%} of the time is spent waiting for data; try {advice}, smaller stored images or "
-                "faster storage (vlm shards bench says where the time goes)",
+                "faster storage (vlm bench data says where the time goes)",
             )
 
     def _warn(self, about: str, message: str) -> None:

@@ -16,6 +16,7 @@ from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import Objective
 from vlm.training.accumulation import loss_and_gradients
 from vlm.training.checkpoint import load_moments, load_step, load_weights_into, moments_of, read_moments
+from vlm.training.clock import StepClock
 from vlm.training.engines import Engine, kept_by_first_rank
 from vlm.training.init_from import InitFrom
 from vlm.training.optimizer import AdamW
@@ -69,6 +70,7 @@ class TrainingModule(L.LightningModule):
         self.init_from = init_from
         self.resize_positions = resize_positions
         self.step = 0 if resume_from is None else load_step(resume_from)
+        self.clock = StepClock()
         self.model: DualEncoder | None = None
         self._shapes: dict[str, torch.Size] = {}
         self._outside: Outside | None = None
@@ -153,6 +155,7 @@ class TrainingModule(L.LightningModule):
         lr = self._set_lr(optimizer.optimizer, self.outside_optimizer)
         optimizer.zero_grad()
         self.outside_optimizer.zero_grad()
+        self.clock.start(self.device)
         output = loss_and_gradients(
             self.objective,
             self.towers,
@@ -161,11 +164,13 @@ class TrainingModule(L.LightningModule):
             micro_batch_size=self.micro_batch_size,
             seed=lambda number: _set_seed(self.seed, self.step, self.global_rank, number),
             backward=self._backward,
+            done=self.clock.mark,
         )
         self.outside.average_gradients()
         gradient_norm = self.engine.step(self.towers, optimizer)
         self.outside_optimizer.step()
         self.objective.after_step(self.towers, self.step)
+        self.clock.mark("optimizer")
         self.step += 1
         return {"metrics": {**_named(output), "train/grad_norm": gradient_norm.detach(), "train/lr": lr}}
 

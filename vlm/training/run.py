@@ -50,6 +50,7 @@ log = logging.getLogger(__name__)
 _LOCK_SECONDS = 20
 
 MAY_CHANGE = (
+    "plan",
     "run.name",
     "run.resume",
     "run.accept_changes",

@@ -8,7 +8,6 @@ VERBS = {
     "index": ("count samples, note their place", "shards='shards/*.tar'"),
     "check": ("find what is broken or double", "shards='shards/*.tar' captions=txt"),
     "preview": ("a sheet of images with captions", "shards='shards/*.tar' captions=txt"),
-    "bench": ("where loading spends its time", "experiment=clip_vit_b32 data.train.shards='shards/*.tar'"),
     "toy": ("write the toy scenes", "out=data/toy num_train=20000"),
 }
 

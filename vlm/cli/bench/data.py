@@ -1,4 +1,4 @@
-"""`vlm shards bench`: where loading spends its time, with the configuration of a training."""
+"""`vlm bench data`: where loading spends its time, with the configuration of a training."""
 
 from typing import Any
 
@@ -12,9 +12,9 @@ _SECONDS = 5.0
 _MAX_CAPTIONS = 20_000
 
 
-@command("shards_bench")
+@command("bench_data")
 def main(config: DictConfig) -> None:
-    """Entry point of `vlm shards bench`."""
+    """Entry point of `vlm bench data`."""
     values = resolve(config)
     from vlm.data.tools.bench import advice, bench
 

@@ -1,0 +1,102 @@
+"""What a step of a run would take, before anything is started or written."""
+
+from collections.abc import Mapping
+
+import torch
+
+from vlm.data.tokenizers import BpeTokenizerRecipe
+from vlm.models import ModelSpec, TowerCost, tower_costs
+from vlm.training.init_from import InitFrom
+from vlm.training.run import Run, Trainer
+
+FLOAT = 4
+MIB, GIGA = 2**20, 10**9
+SPREAD: Mapping[str, frozenset[str]] = {
+    "ddp": frozenset(),
+    "fsdp2": frozenset({"weights", "gradients", "optimizer"}),
+    "deepspeed_zero1": frozenset({"optimizer"}),
+    "deepspeed_zero2": frozenset({"gradients", "optimizer"}),
+    "deepspeed_zero3": frozenset({"weights", "gradients", "optimizer"}),
+}
+"""What each strategy divides among ranks."""
+
+
+def plan(run: Run) -> str:
+    """Parameters, memory of a rank by part, bytes received in a step, operations for a sample.
+
+    Activations are what autograd keeps of 4 rows less what it keeps of 2, in float32 and on no device, times
+    half the rows; checkpointed or compiled towers keep less. Fragments and buffers of libraries come on top.
+
+    Raises:
+        ConfigError: a tower cannot be built, or the batch cannot be divided among the ranks.
+    """
+    world_size, node_size = _ranks(run.trainer)
+    run.data.check_world_size(world_size)
+    pairs = run.data.global_batch_size // world_size
+    rows = min(pairs, run.trainer.micro_batch_size or pairs)
+    spec, length = _spec(run), run.tokenizer.context_length
+    towers = tower_costs(spec, text_length=length)
+    loss = run.objective.cost(pairs=pairs, dim=spec.embed_dim, world_size=world_size, node_size=node_size)
+    parameters = sum(tower.parameters for tower in towers.values())
+    memory = _memory(run, parameters, world_size) | {"activations": _activations(run, towers, rows)}
+    traffic = {"gradients and weights": _parameter_traffic(run.trainer.strategy, parameters, world_size)}
+    flops = {f"{name} tower": 3 * tower.forward_flops for name, tower in towers.items()}
+    if loss is not None:
+        memory |= {f"logits ({loss.implementation})": loss.logits_bytes}
+        memory |= {"gathered features": loss.gathered_bytes}
+        traffic |= {"loss": loss.traffic_bytes}
+        flops |= {"loss": loss.flops // pairs}
+    counts = {name: tower.parameters for name, tower in towers.items()}
+    return "\n".join(
+        [
+            f"{run.data.global_batch_size} pairs a step on {world_size} ranks, {pairs} on each, towers see "
+            f"{rows} at once; texts of {length} tokens, the most there can be",
+            *_block("parameters, millions", counts, 10**6),
+            *_block("memory of a rank, MiB", memory, MIB),
+            *_block("received by a rank in a step, MiB", traffic, MIB),
+            *_block("a sample, GFLOP forward and backward", flops, GIGA),
+        ]
+    )
+
+
+def _ranks(trainer: Trainer) -> tuple[int, int]:
+    """All, and those of one machine."""
+    gpus = torch.cuda.device_count() if trainer.accelerator != "cpu" else 0
+    devices = max(1, gpus) if trainer.devices == "auto" else int(trainer.devices)
+    return devices * trainer.num_nodes, devices
+
+
+def _spec(run: Run) -> ModelSpec:
+    """The model with a vocabulary; that of a BPE to be trained is as large as it may become."""
+    if run.init_from is not None:
+        init = InitFrom(run.init_from, resize_positions=run.resize_positions)
+        tokenizer = init.tokenizer(run.tokenizer.context_length)
+    elif isinstance(run.tokenizer, BpeTokenizerRecipe):
+        size = run.tokenizer.vocab_size
+        return run.model.with_tokenizer(vocab_size=size, eot_id=run.model.text.eot_id or size - 1)
+    else:
+        tokenizer = run.tokenizer.build(lambda limit: ())
+    return run.model.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+
+
+def _memory(run: Run, parameters: int, world_size: int) -> dict[str, int]:
+    """Of the weights and what goes with them: float32, and two moments in AdamW."""
+    spread = SPREAD.get(run.trainer.strategy, frozenset())
+    whole = {"weights": FLOAT, "gradients": FLOAT, "optimizer": 2 * FLOAT}
+    return {name: parameters * size // (world_size if name in spread else 1) for name, size in whole.items()}
+
+
+def _activations(run: Run, towers: Mapping[str, TowerCost], rows: int) -> int:
+    kept = rows * sum(tower.activation_bytes for tower in towers.values())
+    return kept if run.trainer.precision == "32-true" else kept // 2
+
+
+def _parameter_traffic(strategy: str, parameters: int, world_size: int) -> int:
+    """An all-reduce of gradients; or two gathers of weights and one scatter of gradients."""
+    times = 3 if "weights" in SPREAD.get(strategy, frozenset()) else 2
+    return times * FLOAT * parameters * (world_size - 1) // world_size
+
+
+def _block(title: str, parts: Mapping[str, int], unit: int) -> list[str]:
+    lines = {**parts, "together": sum(parts.values())}
+    return ["", title, *(f"  {name:<26}{value / unit:>14,.3f}" for name, value in lines.items())]
