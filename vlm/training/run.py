@@ -528,7 +528,7 @@ def _check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
         raise CheckpointError(f"{start}/{CONFIG} is not the configuration of a run: {error!r}") from error
     changes = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
     stored = read_description(start).data or {}
-    changes |= {f"{key}.shards": (stored.get(key), now) for key, now in data.fingerprint.items()}
+    changes |= {f"{key}.shards": pair for key, pair in data.beside(stored).items()}
     changes = {key: (before, now) for key, (before, now) in sorted(changes.items()) if before != now}
     refused = {key: change for key, change in changes.items() if not _under(key, run.accept_changes)}
     listing = "; ".join(f"{key}: was {before!r}, is {now!r}" for key, (before, now) in changes.items())
