@@ -145,7 +145,7 @@ def latest_checkpoint(path: str | Path) -> Path:
         return folder
     if not folder.is_dir():
         raise CheckpointError(f"{folder} is not a folder; give a run folder or a checkpoint folder")
-    found = checkpoints_of(folder)
+    found = [path for path in checkpoints_of(folder) if (path / DESCRIPTION).is_file()]
     if not found:
         names = ", ".join(sorted(child.name for child in folder.iterdir())[:NAMES_SHOWN]) or "nothing"
         raise CheckpointError(
