@@ -131,7 +131,9 @@ def evaluated(leg: Leg) -> dict[str, float]:
 @pytest.mark.long
 @needs_deepspeed
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
-def test_in_bf16_a_checkpoint_holds_the_weights_that_are_stepped(strategy: str, toy: Path) -> None:
+def test_in_bf16_a_checkpoint_holds_the_weights_that_are_stepped(
+    strategy: str, toy: Path, one_process: Leg
+) -> None:
     half = [f"trainer={strategy}", "trainer.devices=2", "trainer.precision=bf16-mixed", "suite=none"]
     whole = Leg(toy, f"{strategy}_bf16", *half)
     resumed = Leg(toy, copied(whole, f"{strategy}_bf16_resumed"), *half)
@@ -143,9 +145,7 @@ def test_in_bf16_a_checkpoint_holds_the_weights_that_are_stepped(strategy: str, 
             assert torch.equal(value, again[key]), key
     weight = load_file(whole.file(STEPS, "model.safetensors"))["text.token_embedding.weight"]
     assert not torch.equal(weight, weight.bfloat16().float())
-    losses = whole.column("train/loss")
-    assert losses[0] == pytest.approx(4.26, abs=0.05)
-    assert losses[-1] < 3.6
+    assert whole.column("train/loss") == pytest.approx(one_process.column("train/loss"), rel=1e-2)
 
 
 @pytest.mark.long
