@@ -18,11 +18,12 @@ PLACES = {
     "data": "data: the next batch (vlm.data.workers, line ",
     "encoders": "encoders (vlm.objectives.contrastive, line ",
     "loss": "loss: features of all ranks (vlm.objectives.contrastive, line ",
-    "backward": "backward: gradients are averaged over all ranks (vlm.training.module, line ",
+    "backward": "backward: gradients are averaged over all ranks (vlm.training.engines.engine, line ",
     "checkpoint": "checkpoint: the first rank writes, the others wait for it (vlm.training.callbacks, line ",
     "evaluation": "evaluation (vlm.training.callbacks, line ",
 }
-STEPS = {"data": 0, "checkpoint": 3, "evaluation": 3}
+# The towers run once more before the first step, to count their operations.
+STEPS = {"data": 0, "encoders": 1, "checkpoint": 3, "evaluation": 3}
 
 
 def runs(folder: Path, *cases: str) -> tuple[dict[str, int], dict[str, str]]:
