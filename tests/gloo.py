@@ -16,6 +16,8 @@ def _entry(rank: int, world_size: int, folder: str, fn: Callable[..., Any], args
     )
     try:
         torch.save(fn(*args), f"{folder}/result_{rank}.pt")
+        # A rank that leaves early closes connections that slower ranks may still be making.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
