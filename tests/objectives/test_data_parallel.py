@@ -1,5 +1,7 @@
 """The gradient contract over a whole model: what data parallelism averages is the global gradient."""
 
+import io
+import logging
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,20 @@ def test_every_gradient_of_the_model_is_that_of_one_process(
     for rank in run_gloo(gradients, world_size, tmp_path, masked):
         for name, value in alone.items():
             torch.testing.assert_close(rank[name], value, rtol=0, atol=1e-10, msg=name)
+
+
+def told_by_auto() -> str:
+    """What this rank logs of a loss whose implementation is `auto`."""
+    logger, told = logging.getLogger("vlm"), io.StringIO()
+    logger.setLevel(logging.INFO)
+    logger.addHandler(logging.StreamHandler(told))
+    step = Step(build_model(SPEC), objective_of(implementation="auto"))
+    for _ in range(2):
+        step(own_rows(Topology.current()))
+    return told.getvalue()
+
+
+def test_the_first_rank_alone_says_once_what_auto_is(tmp_path: Path) -> None:
+    first, second = run_gloo(told_by_auto, 2, tmp_path)
+    assert first.count("objective.implementation=auto is local_rows: 4 x 8 logits") == 1
+    assert second == ""

@@ -105,8 +105,9 @@ class ContrastiveObjective(Objective):
             return self.implementation
         sizes = {"pairs": pairs, "all_pairs": pairs * self.group.size}
         self.implementation = choose_implementation(**sizes)
-        log.info(
-            "objective.implementation=auto is %s: %d x %d logits a rank take %.0f MiB",
-            *(self.implementation, *sizes.values(), logits_bytes(self.implementation, **sizes) / 2**20),
-        )
+        if Topology.current().is_main:
+            log.info(
+                "objective.implementation=auto is %s: %d x %d logits a rank take %.0f MiB",
+                *(self.implementation, *sizes.values(), logits_bytes(self.implementation, **sizes) / 2**20),
+            )
         return self.implementation
