@@ -19,7 +19,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vlm.distributed import Group, gather_rows
-from vlm.losses.tiled import Mask, tiled_logsumexp, tiled_softplus
+from vlm.losses.product import differentiable_product
+from vlm.losses.tiled import Mask, Walk, tiled_logsumexp, tiled_softplus
 
 Implementation = Literal["dense", "local_rows", "tiled"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
@@ -55,7 +56,8 @@ def info_nce(
 
     Args:
         image, text: unit vectors, row i of both belongs to pair i.
-        logit_scale: multiplier on cosine similarity, already exponentiated; its dtype is that of all sums.
+        logit_scale: multiplier on cosine similarity, already exponentiated; its dtype is that of all sums,
+            also where vectors are bfloat16.
         caption_id: pairs with equal ids are no negatives of each other; None: every other pair is one.
         negatives: texts that images alone are compared with.
         group: ranks whose pairs are each other's negatives; None: all.
@@ -63,7 +65,9 @@ def info_nce(
 
     Source: arXiv:2103.00020, figure 3; hard negatives arXiv:2210.01936.
     """
-    world = _World.of(image, text, caption_id=caption_id, negatives=negatives, group=group)
+    world = _World.of(
+        image, text, dtype=logit_scale.dtype, caption_id=caption_id, negatives=negatives, group=group
+    )
     match implementation:
         case "dense":
             logits = world.all_logits(logit_scale)
@@ -74,18 +78,17 @@ def info_nce(
             over_images = world.text_logits(logit_scale).logsumexp(1)
         case "tiled":
             over_texts, over_images = tiled_logsumexp(
-                image,
+                world.image,
                 world.columns,
                 logit_scale=logit_scale,
-                mask=world.mask,
+                walk=world.walk(tile),
                 num_texts=world.pairs,
-                tile=tile,
                 group=world.group,
             )
     if world.own_negatives is not None:
-        hard = _own_logits(image, world.own_negatives, logit_scale)
+        hard = _own_logits(world.image, world.own_negatives, logit_scale)
         over_texts = torch.cat([over_texts[:, None], hard], dim=1).logsumexp(1)
-    return ((over_texts + over_images) / 2 - _positives(image, text, logit_scale)).mean()
+    return ((over_texts + over_images) / 2 - _positives(world.image, world.text, logit_scale)).mean()
 
 
 def sigmoid_loss(
@@ -109,7 +112,9 @@ def sigmoid_loss(
 
     Source: arXiv:2303.15343, equation 1 and algorithm 1.
     """
-    world = _World.of(image, text, caption_id=caption_id, negatives=negatives, group=group)
+    world = _World.of(
+        image, text, dtype=logit_scale.dtype, caption_id=caption_id, negatives=negatives, group=group
+    )
     match implementation:
         case "dense":
             loss = world.own(_softplus(world.all_logits(logit_scale, logit_bias)).sum(1))
@@ -117,17 +122,18 @@ def sigmoid_loss(
             loss = _softplus(world.image_logits(logit_scale, logit_bias)).sum(1)
         case "tiled":
             loss = tiled_softplus(
-                image,
+                world.image,
                 world.columns,
                 logit_scale=logit_scale,
                 logit_bias=logit_bias,
-                mask=world.mask,
-                tile=tile,
+                walk=world.walk(tile),
             )
     if world.own_negatives is not None:
-        loss = loss + _softplus(_own_logits(image, world.own_negatives, logit_scale) + logit_bias).sum(1)
+        loss = loss + _softplus(_own_logits(world.image, world.own_negatives, logit_scale) + logit_bias).sum(
+            1
+        )
     # So far the positives count as negatives, and softplus(-x) = softplus(x) - x.
-    return (loss - _positives(image, text, logit_scale) - logit_bias).mean()
+    return (loss - _positives(world.image, world.text, logit_scale) - logit_bias).mean()
 
 
 def equal_caption_share(caption_id: Int64[Tensor, " b"], group: Group | None = None) -> Float[Tensor, ""]:
@@ -150,6 +156,8 @@ class _World:
     mask: Mask
     own_negatives: HardNegatives | None
     group: Group
+    half: bool
+    """Whether the vectors were bfloat16; they are converted, so that their gradients are rounded once."""
 
     @classmethod
     def of(
@@ -157,11 +165,17 @@ class _World:
         image: Tensor,
         text: Tensor,
         *,
+        dtype: torch.dtype,
         caption_id: Tensor | None,
         negatives: HardNegatives | None,
         group: Group | None,
     ) -> "_World":
         group = group or Group.everyone()
+        vectors = [image, text] if negatives is None else [image, text, negatives.text]
+        half = all(x.dtype == torch.bfloat16 for x in vectors)
+        image, text = image.to(dtype), text.to(dtype)
+        if negatives is not None:
+            negatives = replace(negatives, text=negatives.text.to(dtype))
         columns = gather_rows(text, group)
         pairs, present, own_negatives = len(columns), None, negatives
         if negatives is not None and negatives.scope == "all":
@@ -182,30 +196,38 @@ class _World:
             mask=mask,
             own_negatives=own_negatives,
             group=group,
+            half=half,
         )
 
     def image_logits(self, scale: Tensor, bias: Tensor | None = None) -> Float[Tensor, "b c"]:
         """Of this rank's images over all columns."""
-        return _logits(self.image, self.columns, scale, bias, self.mask)
+        return _logits(self.image, self.columns, scale=scale, bias=bias, mask=self.mask, half=self.half)
 
     def text_logits(self, scale: Tensor) -> Float[Tensor, "b n"]:
         """Of this rank's texts over all images."""
         mask = replace(self.mask, present=None)
-        return _logits(self.text, gather_rows(self.image, self.group), scale, None, mask)
+        images = gather_rows(self.image, self.group)
+        return _logits(self.text, images, scale=scale, bias=None, mask=mask, half=self.half)
 
     def all_logits(self, scale: Tensor, bias: Tensor | None = None) -> Float[Tensor, "n c"]:
         """Of all images over all columns."""
         mask = replace(self.mask, first=0, row_id=self.mask.column_id)
-        return _logits(gather_rows(self.image, self.group), self.columns, scale, bias, mask)
+        images = gather_rows(self.image, self.group)
+        return _logits(images, self.columns, scale=scale, bias=bias, mask=mask, half=self.half)
+
+    def walk(self, tile: int | None) -> Walk:
+        """Over the logits of this rank's images, in tiles."""
+        return Walk(mask=self.mask, tile=tile, half=self.half)
 
     def own(self, rows: Float[Tensor, " n"]) -> Float[Tensor, " b"]:
         """This rank's part of a value for each pair."""
         return rows[self.mask.first : self.mask.first + len(self.image)]
 
 
-def _logits(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor | None, mask: Mask) -> Tensor:
-    # The scale goes to the rows: times the product, it would keep the product for its gradient.
-    logits = (scale * rows.to(scale.dtype)) @ columns.to(scale.dtype).T
+def _logits(
+    rows: Tensor, columns: Tensor, *, scale: Tensor, bias: Tensor | None, mask: Mask, half: bool
+) -> Tensor:
+    logits = differentiable_product(rows, columns, scale=scale, half=half, first=mask.first)
     if bias is not None:
         logits = logits + bias
     mask.apply(logits, slice(0, len(rows)), slice(0, len(columns)))
@@ -213,12 +235,12 @@ def _logits(rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor | None, m
 
 
 def _own_logits(image: Tensor, negatives: HardNegatives, scale: Tensor) -> Float[Tensor, "b k"]:
-    logits = scale * torch.einsum("bd,bkd->bk", image.to(scale.dtype), negatives.text.to(scale.dtype))
+    logits = scale * torch.einsum("bd,bkd->bk", image, negatives.text)
     return logits.masked_fill(~negatives.present, -torch.inf)
 
 
 def _positives(image: Tensor, text: Tensor, scale: Tensor) -> Float[Tensor, " b"]:
-    return scale * (image.to(scale.dtype) * text.to(scale.dtype)).sum(1)
+    return scale * (image * text).sum(1)
 
 
 def _softplus(x: Tensor) -> Tensor:

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm.distributed import Group, gather_rows, logsumexp_over_ranks
+from vlm.losses.product import ProductGradients, product
 
 CPU_TILE, GPU_TILE = 1024, 4096
 """Side of a tile: large enough for full speed of a matrix product, small beside the features themselves. CPUs
@@ -53,6 +54,21 @@ class Mask:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Walk:
+    """How to go over the logits.
+
+    Args:
+        mask: which do not count.
+        tile: side of a tile; None: what suits the device.
+        half: whether all numbers of the vectors are numbers of bfloat16.
+    """
+
+    mask: Mask
+    tile: int | None
+    half: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class _Logits:
     """`scale · row · column + bias`, in float32 or better, a tile at a time."""
 
@@ -60,38 +76,34 @@ class _Logits:
     columns: Float[Tensor, "c d"]
     scale: Float[Tensor, "1"]
     bias: Float[Tensor, "1"] | None
-    mask: Mask
-    tile: int | None
+    walk: Walk
 
     @property
     def side(self) -> int:
         """Of a tile."""
-        return self.tile or (GPU_TILE if self.rows.is_cuda else CPU_TILE)
+        return self.walk.tile or (GPU_TILE if self.rows.is_cuda else CPU_TILE)
 
     def tiles(self) -> Iterator[tuple[slice, slice, Float[Tensor, "tr tc"]]]:
         """Rows, columns and logits of each tile."""
         for a in _slices(len(self.rows), self.side):
-            rows = self.rows[a].to(self.scale.dtype) * self.scale
             for c in _slices(len(self.columns), self.side):
-                logits = rows @ self.columns[c].to(self.scale.dtype).T
+                logits = product(self.rows[a], self.columns[c], scale=self.scale, half=self.walk.half)
                 if self.bias is not None:
                     logits += self.bias
-                self.mask.apply(logits, a, c)
+                self.walk.mask.apply(logits, a, c)
                 yield a, c, logits
 
     def backward(self, weights: Iterator[tuple[slice, slice, Float[Tensor, "tr tc"]]]) -> tuple[Tensor, ...]:
         """Gradients of rows, columns, scale and bias, from those of each tile's logits."""
-        rows = torch.zeros_like(self.rows, dtype=self.scale.dtype)
-        columns = torch.zeros_like(self.columns, dtype=self.scale.dtype)
+        walk = self.walk
+        gradients = ProductGradients(
+            self.rows, self.columns, scale=self.scale, half=walk.half, first=walk.mask.first
+        )
         bias = torch.zeros_like(self.scale)
         for a, c, weight in weights:
-            rows[a].addmm_(weight, self.columns[c].to(weight.dtype))
-            columns[c].addmm_(weight.T, self.rows[a].to(weight.dtype))
+            gradients.add(weight, a, c)
             bias += weight.sum()
-        # Σ weight · cosine without the tiles: so far, rows[i] · row i is the part of row i.
-        scale = (rows * self.rows).sum().reshape(1)
-        rows, columns = rows.mul_(self.scale), columns.mul_(self.scale)
-        return rows.to(self.rows.dtype), columns.to(self.columns.dtype), scale, bias
+        return *gradients.read(), bias
 
 
 class _LogSumExp(torch.autograd.Function):
@@ -101,12 +113,11 @@ class _LogSumExp(torch.autograd.Function):
         rows: Tensor,
         columns: Tensor,
         scale: Tensor,
-        mask: Mask,
+        walk: Walk,
         num_texts: int,
-        tile: int | None,
         group: Group,
     ) -> tuple[Tensor, Tensor]:
-        logits = _Logits(rows=rows, columns=columns, scale=scale, bias=None, mask=mask, tile=tile)
+        logits = _Logits(rows=rows, columns=columns, scale=scale, bias=None, walk=walk)
         by_row = scale.new_full((len(rows),), -torch.inf)
         by_text = scale.new_full((num_texts,), -torch.inf)
         for a, c, values in logits.tiles():
@@ -115,14 +126,15 @@ class _LogSumExp(torch.autograd.Function):
             by_text[c] = torch.logaddexp(texts, values[:, : len(texts)].logsumexp(0))
         by_text = logsumexp_over_ranks(by_text, group)
         ctx.save_for_backward(rows, columns, scale, by_row, by_text)
-        ctx.mask, ctx.tile, ctx.group = mask, tile, group
-        return by_row, by_text[mask.first : mask.first + len(rows)].clone()
+        ctx.walk, ctx.group = walk, group
+        first = walk.mask.first
+        return by_row, by_text[first : first + len(rows)].clone()
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, row_grad: Tensor, text_grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, scale, by_row, by_text = ctx.saved_tensors
-        logits = _Logits(rows=rows, columns=columns, scale=scale, bias=None, mask=ctx.mask, tile=ctx.tile)
+        logits = _Logits(rows=rows, columns=columns, scale=scale, bias=None, walk=ctx.walk)
         text_grads = gather_rows(text_grad.contiguous(), ctx.group)
 
         def weights() -> Iterator[tuple[slice, slice, Tensor]]:
@@ -132,7 +144,7 @@ class _LogSumExp(torch.autograd.Function):
                 weight[:, : len(texts)] += values[:, : len(texts)].sub_(texts).exp_().mul_(text_grads[c])
                 yield a, c, weight
 
-        return *logits.backward(weights())[:3], None, None, None, None
+        return *logits.backward(weights())[:3], None, None, None
 
 
 def tiled_logsumexp(
@@ -140,9 +152,8 @@ def tiled_logsumexp(
     columns: Float[Tensor, "c d"],
     *,
     logit_scale: Float[Tensor, "1"],
-    mask: Mask,
+    walk: Walk,
     num_texts: int,
-    tile: int | None,
     group: Group,
 ) -> tuple[Float[Tensor, " r"], Float[Tensor, " r"]]:
     """Log-sum-exp of the logits of each own image over all columns, and of each own text over all images.
@@ -151,33 +162,30 @@ def tiled_logsumexp(
         columns: the texts of all pairs of the group, in rank order, then any others.
         logit_scale: multiplier on the cosine, float32 or float64: what sums are kept in.
         num_texts: how many of the columns are texts of pairs.
-        tile: side of a tile; None: what suits the device.
         group: ranks whose images the second sum runs over.
     """
-    by_row, by_text = _LogSumExp.apply(image, columns, logit_scale, mask, num_texts, tile, group)  # type: ignore[no-untyped-call]
+    by_row, by_text = _LogSumExp.apply(image, columns, logit_scale, walk, num_texts, group)  # type: ignore[no-untyped-call]
     return by_row, by_text
 
 
 class _SoftplusSum(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, mask: Mask, tile: int | None
-    ) -> Tensor:
-        logits = _Logits(rows=rows, columns=columns, scale=scale, bias=bias, mask=mask, tile=tile)
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, scale: Tensor, bias: Tensor, walk: Walk) -> Tensor:
+        logits = _Logits(rows=rows, columns=columns, scale=scale, bias=bias, walk=walk)
         total = scale.new_zeros(len(rows))
         for a, _, values in logits.tiles():
             total[a] -= F.logsigmoid(-values).sum(1)  # softplus, without its threshold
         ctx.save_for_backward(rows, columns, scale, bias)
-        ctx.mask, ctx.tile = mask, tile
+        ctx.walk = walk
         return total
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         rows, columns, scale, bias = ctx.saved_tensors
-        logits = _Logits(rows=rows, columns=columns, scale=scale, bias=bias, mask=ctx.mask, tile=ctx.tile)
+        logits = _Logits(rows=rows, columns=columns, scale=scale, bias=bias, walk=ctx.walk)
         weights = ((a, c, values.sigmoid_().mul_(grad[a, None])) for a, c, values in logits.tiles())
-        return *logits.backward(weights), None, None
+        return *logits.backward(weights), None
 
 
 def tiled_softplus(
@@ -186,11 +194,10 @@ def tiled_softplus(
     *,
     logit_scale: Float[Tensor, "1"],
     logit_bias: Float[Tensor, "1"],
-    mask: Mask,
-    tile: int | None,
+    walk: Walk,
 ) -> Float[Tensor, " r"]:
     """Sum of softplus(logit) of each own image over all columns; arguments as of `tiled_logsumexp`."""
-    total: Tensor = _SoftplusSum.apply(image, columns, logit_scale, logit_bias, mask, tile)  # type: ignore[no-untyped-call]
+    total: Tensor = _SoftplusSum.apply(image, columns, logit_scale, logit_bias, walk)  # type: ignore[no-untyped-call]
     return total
 
 
