@@ -1,7 +1,7 @@
 """`vlm bench loss`: what each way to compute a contrastive loss takes, beside another project's."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 from vlm.bench.processes import last_line, require_open_clip, run_process
 from vlm.bench.report import Report
+from vlm.bench.rounds import Ratio
 from vlm.errors import ConfigError
 
 WORKER = Path(__file__).with_name("loss_worker.py")
@@ -111,22 +112,51 @@ class LossBench:
     def _report(self, found: dict[str, list[dict[str, Any]]], device: str) -> Report:
         rows = []
         for name, rounds in found.items():
-            seconds = [median(one["seconds"]) for one in rounds]
+            seconds = medians(rounds)
             peaks = [one["peak_bytes"] / 2**20 for one in rounds]
             rows.append(
                 {
                     "loss": name,
                     "peak MiB": round(median(peaks)),
-                    "seconds": round(median(seconds), 4),
-                    "least": round(min(seconds), 4),
-                    "most": round(max(seconds), 4),
+                    "seconds": _rounded(median(seconds)),
+                    "least": _rounded(min(seconds)),
+                    "most": _rounded(max(seconds)),
                 }
             )
         title = (
             f"{self.rows} rows, {self.num_columns} columns, {self.dim} dimensions, {self.dtype}, {device}: "
             f"forward and backward, medians of {self.rounds} rounds"
         )
-        return Report(name="loss", title=title, rows=rows, raw=found)
+        return Report(name="loss", title=title, rows=rows, raw=found, notes=loss_notes(found))
+
+
+def loss_notes(found: Mapping[str, Sequence[Mapping[str, Any]]]) -> list[str]:
+    """What tiles take beside the others of their kind, in the same rounds."""
+    notes = []
+    for kind, peer in PEER_NAMES.items():
+        tiled = found.get(f"{kind} tiled", [])
+        for other in (f"{kind} local_rows", peer):
+            others = found.get(other, [])
+            if tiled and others:
+                memory = Ratio.of(*map(_peaks, (tiled, others)))
+                seconds = Ratio.of(*map(medians, (tiled, others)))
+                notes.append(
+                    f"{kind} tiled over {other}, in the same round: memory {memory}, time {seconds}."
+                )
+    return notes
+
+
+def _peaks(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(max(1, one["peak_bytes"])) for one in rounds]
+
+
+def medians(rounds: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Seconds of a call in each round."""
+    return [median(one["seconds"]) for one in rounds]
+
+
+def _rounded(seconds: float) -> float:
+    return float(f"{seconds:.4g}")
 
 
 def _device(name: str) -> str:

@@ -41,7 +41,8 @@ def main() -> None:
     while sum(seconds[1:]) < CALL_S and len(seconds) < MAX_CALLS:
         seconds.append(_once(loss, *arguments))
     # The first call pays for memory that later ones find.
-    print(json.dumps({"peak_bytes": peak, "seconds": seconds[1:], "torch": torch.__version__}))
+    result = {"peak_bytes": peak, "seconds": seconds[1:], "threads": torch.get_num_threads()}
+    print(json.dumps(result | {"torch": torch.__version__}))
 
 
 def _features(rows: int, case: dict[str, Any], device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:

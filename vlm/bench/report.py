@@ -18,12 +18,14 @@ class Report:
     Args:
         name: of the files, without extension.
         raw: what can be written as json.
+        notes: sentences below the table.
     """
 
     name: str
     title: str
     rows: Sequence[Mapping[str, Any]]
     raw: Mapping[str, Any]
+    notes: Sequence[str] = ()
 
     def __str__(self) -> str:
         cells = [list(self.rows[0]), *([_text(value) for value in row.values()] for row in self.rows)]
@@ -34,17 +36,19 @@ class Report:
             lines.append(
                 "  ".join([first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)])
             )
-        return "\n".join([self.title, "", *(line.rstrip() for line in lines)])
+        return "\n".join([self.title, "", *(line.rstrip() for line in lines), "", *self.notes]).rstrip()
 
     def write(self, folder: Path) -> list[Path]:
         """`<name>.json` and `<name>.md` into a folder; returns both."""
         names = list(self.rows[0])
         table = [names, ["---", *["---:"] * (len(names) - 1)]]
         table += [[_text(value) for value in row.values()] for row in self.rows]
-        lines = [self.title, "", *(f"| {' | '.join(row)} |" for row in table), "", machine(), ""]
+        lines = [self.title, "", *(f"| {' | '.join(row)} |" for row in table), ""]
+        lines += [*(f"* {note}" for note in (*self.notes, machine())), ""]
         content = {
             "title": self.title,
             "machine": machine(),
+            "notes": list(self.notes),
             "rows": [dict(row) for row in self.rows],
             "raw": self.raw,
         }

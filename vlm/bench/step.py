@@ -5,10 +5,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
 from typing import Any, Literal
 
 import lightning as L
@@ -16,10 +15,12 @@ import torch
 
 from vlm.bench.processes import last_line, require_open_clip, run_process
 from vlm.bench.report import Report
+from vlm.bench.step_report import require_comparable, step_report
 from vlm.data.tokenizers import BpeTokenizerRecipe
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
 from vlm.models import CausalTextSpec, ModelSpec
+from vlm.objectives import SigLipObjective
 from vlm.training import Run
 from vlm.training.engines import Engine
 from vlm.training.launch import start_ranks
@@ -28,7 +29,9 @@ from vlm.training.work import Work
 from vlm.types import Batch
 
 PEER = Path(__file__).with_name("step_peer.py")
-PARTS = ("image", "text", "loss", "backward", "optimizer")
+DONE = (
+    "normalises bytes, encodes, takes the loss, clips, AdamW (fused), clamps the temperature, by Lightning."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +44,8 @@ class StepBench:
         peak_tflops: that MFU is a share of; None: of the GPU's data sheet, or a product measured on the CPU.
         peer: another project whose step is measured in the same rounds, on a model of the same size.
         peer_python: interpreter of an environment that has it; None: this one.
+        peer_text_length: tokens of its texts, which it fills up to its context; None: as many as here.
+        peer_compile: compile its model, which its trainer offers.
         out: folder for `step.json` and `step.md`; None: the table is only printed.
     """
 
@@ -51,12 +56,18 @@ class StepBench:
     peak_tflops: int | float | None
     peer: Literal["open_clip"] | None
     peer_python: str | None
+    peer_text_length: int | None
+    peer_compile: bool
     out: str | None
 
     def __post_init__(self) -> None:
         for name in ("steps", "rounds"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"bench.{name}={getattr(self, name)} must be at least 1")
+        for name in ("text_length", "peer_text_length"):
+            value = getattr(self, name)
+            if value is not None and value < 2:
+                raise ConfigError(f"bench.{name}={value} must be at least 2, a token and the end, or null")
         if self.warmup < 0:
             raise ConfigError(f"bench.warmup={self.warmup} must not be negative")
 
@@ -80,10 +91,13 @@ class StepBench:
                 found["open_clip"].append(
                     last_line(run_process(self.peer_python, str(PEER), json.dumps(peer)), "open_clip's step")
                 )
+                require_comparable(found["vlm"][-1], found["open_clip"][-1])
             for name, results in found.items():
                 rate = results[-1]["samples_per_s"]
                 tell(f"round {number + 1}/{self.rounds}  {name:<10} {rate:10.1f} samples/s")
-        return self._report(run, found)
+        return step_report(
+            found, rows=run.data.global_batch_size, steps=self.steps, precision=run.trainer.precision
+        )
 
     def _peer_case(self, run: Run) -> dict[str, Any]:
         spec = _spec(run)
@@ -100,12 +114,18 @@ class StepBench:
                 "options": dict(spec.image.options),
             },
             "text": {
-                "context_length": self.text_length or text.context_length,
+                "context_length": self.peer_text_length or self.text_length or text.context_length,
                 "vocab_size": text.vocab_size,
                 "width": text.width,
                 "heads": text.heads,
                 "layers": text.layers,
             },
+            "init_logit_bias": spec.init_logit_bias,
+            "sigmoid": isinstance(run.objective, SigLipObjective),
+            "optimizer": {
+                name: getattr(run.optimizer, name) for name in ("lr", "betas", "eps", "weight_decay")
+            },
+            "compile": self.peer_compile,
             "rows": run.data.global_batch_size,
             "bf16": run.trainer.precision != "32-true",
             "device": "cpu" if run.trainer.accelerator == "cpu" or not torch.cuda.is_available() else "cuda",
@@ -113,29 +133,6 @@ class StepBench:
             "steps": self.steps,
             "warmup": self.warmup,
         }
-
-    def _report(self, run: Run, found: Mapping[str, list[dict[str, Any]]]) -> Report:
-        rows = []
-        for name, results in found.items():
-            rates = [result["samples_per_s"] for result in results]
-            middle = sorted(results, key=lambda result: result["samples_per_s"])[len(results) // 2]
-            row: dict[str, Any] = {
-                "code": name,
-                "samples/s": round(median(rates), 1),
-                "least": round(min(rates), 1),
-                "most": round(max(rates), 1),
-            }
-            split = middle.get("split", {})
-            row |= {f"{part} %": round(100 * split[part], 1) if split else "" for part in (*PARTS, "rest")}
-            row |= {name: middle.get(name, "") for name in ("TFLOP/s", "MFU %")}
-            rows.append(row)
-        peak = found["vlm"][0]
-        title = (
-            f"A step of {run.data.global_batch_size} pairs, texts of {peak['text_length']} tokens, "
-            f"{run.trainer.precision}; MFU of {peak['peak_tflops']:.2f} TFLOP/s ({peak['peak_from']}); "
-            f"medians of {self.rounds} rounds of {self.steps} steps"
-        )
-        return Report(name="step", title=title, rows=rows, raw=found)
 
 
 def measure(run: Run, bench: StepBench) -> dict[str, Any]:
@@ -154,17 +151,19 @@ def measure(run: Run, bench: StepBench) -> dict[str, Any]:
     trainer.fit(module, train_dataloaders=batches)
     work = Work.of(module.spec, device)
     work.add(batches.batch)
-    tflops = work.read().get("tflops", 0.0) * bench.steps / timing.seconds
     peak, origin = _peak_tflops(bench, work, device)
-    split = {part: timing.split.get(part, 0.0) / timing.seconds for part in PARTS}
+    split = {part: seconds / timing.seconds for part, seconds in timing.split.items()}
     return {
         "samples_per_s": rows * trainer.world_size * bench.steps / timing.seconds,
         "split": split | {"rest": 1 - sum(split.values())},
-        "TFLOP/s": round(tflops, 4),
-        "MFU %": round(100 * tflops / peak, 1),
+        "flops_per_sample": work.read().get("tflops", 0.0) * 1e12 / rows,
         "peak_tflops": peak,
         "peak_from": origin,
         "text_length": length,
+        "parameters": sum(p.numel() for p in module.towers.parameters()),
+        "ranks": trainer.world_size,
+        "threads": torch.get_num_threads(),
+        "step": DONE,
     }
 
 
@@ -210,6 +209,8 @@ class _Timing(L.Callback):
     def on_train_end(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
         self.split = module.clock.read()
+        # From the last projection to the end of the towers: the text's vectors are made unit.
+        self.split["text"] = self.split.get("text", 0.0) + self.split.pop("encode", 0.0)
         _wait(module.device)
         self.seconds = time.perf_counter() - self._start
 
