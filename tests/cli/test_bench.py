@@ -66,13 +66,28 @@ def test_step_says_where_its_time_goes(tmp_path: Path) -> None:
     done = bench("step", *tiny, *few, folder=tmp_path)
     assert done.returncode == 0, done.stderr
     found = json.loads((tmp_path / "out/step.json").read_text())
-    assert "texts of 12 tokens" in found["title"]
+    row = found["rows"][0]
+    assert row["tokens"] == 12
+    assert 0 < row["MFU %"] < 100
     result = found["raw"]["vlm"][0]
     assert result["samples_per_s"] > 0
     assert sum(result["split"].values()) == pytest.approx(1)
     assert min(result["split"][part] for part in ("image", "text", "loss", "backward", "optimizer")) > 0
-    assert 0 < result["MFU %"] < 100
+    assert result["parameters"] > 0
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
+
+
+def test_scale_measures_this_machine_and_computes_the_others(tmp_path: Path) -> None:
+    sizes = ["pairs=64", "columns=256", "dim=16", "most_ranks=16", "rounds=1", "device=cpu", "out=out"]
+    done = bench("scale", *sizes, folder=tmp_path)
+    assert done.returncode == 0, done.stderr
+    found = json.loads((tmp_path / "out/scale.json").read_text())
+    speed = found["raw"]["speed"]
+    assert min(speed["local_rows_ns"], speed["tiled_ns"], speed["node_gb_per_s"]) > 0
+    assert speed["fabric_gb_per_s"] == speed["node_gb_per_s"]
+    assert len(found["rows"]) == 3 * 5
+    assert (tmp_path / "out/scale.md").read_text().count("\n| ") == 3 * 5 + 1
+    assert (tmp_path / "out/scale.png").stat().st_size > 1000
 
 
 @pytest.mark.parametrize("verb", VERBS)
@@ -92,6 +107,10 @@ def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
         (["loss", *LOSSES, "peer=open_clip", "peer_python=nowhere"], "peer_python=nowhere cannot be started"),
         (["loss", *LOSSES, "peer=open_clip"], "pip install open_clip_torch"),
         (["step", "experiment=toy", "bench.steps=0"], "bench.steps=0 must be at least 1"),
+        (["step", "experiment=toy", "bench.text_length=1"], "bench.text_length=1 must be at least 2"),
+        (["scale", "columns=1000"], "columns=1000 is no multiple of pairs=1024"),
+        (["scale", "step=nowhere.json"], "step=nowhere.json is no step.json"),
+        (["scale", "fabric_gb_per_s=0"], "fabric_gb_per_s=0 must be above 0"),
         (["step", "experiment=toy", "model=toy_bag_of_words", "bench.peer=open_clip"], "bag_of_words"),
         (["loss", "rows=0"], "rows=0 must be at least 1"),
         (["loss", *LOSSES[:3], "device=cuda:9"], "device=cuda:9 cannot be used"),
