@@ -1,6 +1,7 @@
 # make demo       install, make toy shards, train a small CLIP on the CPU, evaluate it, name a report
 # make test       install what is missing, run the tests (under 10 minutes on 2 cores)
 # make test-long  the tests that take minutes
+# make test-gpu   the tests that need a GPU (some two); without one they are skipped
 # make check      lint, types, import contracts
 # make format     rewrite the code the way `make check` wants it
 #
@@ -13,7 +14,7 @@ PIP_ARGS ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 RUN ?= runs/demo
 
-.PHONY: demo test test-long check format clean
+.PHONY: demo test test-long test-gpu check format clean
 
 $(VENV)/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] not in [(3, 11), (3, 12)] and "Python 3.11 or 3.12 is needed: make PYTHON=python3.12")'
@@ -36,6 +37,9 @@ test: $(VENV)/installed-dev
 
 test-long: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m long --timeout 900
+
+test-gpu: $(VENV)/installed-dev
+	$(VENV)/bin/python -m pytest -m gpu -rs --timeout 900
 
 check: $(VENV)/installed-dev
 	$(VENV)/bin/ruff check

@@ -1,4 +1,4 @@
-"""Run a function in several gloo processes and give back what each returned."""
+"""Run a function in several processes and give back what each returned."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -9,10 +9,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 
-def _entry(rank: int, world_size: int, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]) -> None:
+def _entry(
+    rank: int, world_size: int, backend: str, folder: str, fn: Callable[..., Any], args: tuple[Any, ...]
+) -> None:
     torch.set_num_threads(1)
+    if backend == "nccl":
+        torch.cuda.set_device(rank)
     dist.init_process_group(
-        "gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
+        backend, init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world_size
     )
     try:
         torch.save(fn(*args), f"{folder}/result_{rank}.pt")
@@ -27,7 +31,20 @@ def run_gloo(fn: Callable[..., Any], world_size: int, tmp_path: Path, *args: Any
 
     `fn` must be importable (a function at module level) and its result one that `torch.save` can write.
     """
-    folder = tmp_path / f"gloo_{world_size}_{len(list(tmp_path.iterdir()))}"
+    return _run("gloo", fn, world_size, tmp_path, args)
+
+
+def run_nccl(fn: Callable[..., Any], world_size: int, tmp_path: Path, *args: Any) -> list[Any]:
+    """`run_gloo` on a GPU for each rank."""
+    return _run("nccl", fn, world_size, tmp_path, args)
+
+
+def _run(
+    backend: str, fn: Callable[..., Any], world_size: int, tmp_path: Path, args: tuple[Any, ...]
+) -> list[Any]:
+    folder = tmp_path / f"{backend}_{world_size}_{len(list(tmp_path.iterdir()))}"
     folder.mkdir()
-    mp.start_processes(_entry, (world_size, str(folder), fn, args), nprocs=world_size, start_method="spawn")  # type: ignore[no-untyped-call]
+    mp.start_processes(
+        _entry, (world_size, backend, str(folder), fn, args), nprocs=world_size, start_method="spawn"
+    )  # type: ignore[no-untyped-call]
     return [torch.load(folder / f"result_{rank}.pt", weights_only=False) for rank in range(world_size)]
