@@ -86,7 +86,7 @@ def test_scale_measures_this_machine_and_computes_the_others(tmp_path: Path) -> 
     assert min(speed["local_rows_ns"], speed["tiled_ns"], speed["node_gb_per_s"]) > 0
     assert speed["fabric_gb_per_s"] == speed["node_gb_per_s"]
     assert len(found["rows"]) == 3 * 5
-    assert (tmp_path / "out/scale.md").read_text().count("\n| ") == 3 * 5 + 1
+    assert (tmp_path / "out/scale.md").read_text().count("\n| ") == 3 * 5 + 2
     assert (tmp_path / "out/scale.png").stat().st_size > 1000
 
 
