@@ -5,11 +5,20 @@ from torch import nn
 from vlm.errors import ConfigError
 from vlm.training import AdamW
 
+GOOD = {
+    "lr": 0.1,
+    "betas": (0.9, 0.98),
+    "eps": 1e-6,
+    "weight_decay": 0.2,
+    "image_layer_decay": 1.0,
+    "text_layer_decay": 1.0,
+}
+
 
 def test_only_matrices_decay() -> None:
     model = nn.Sequential(nn.Linear(3, 3), nn.LayerNorm(3))
     model.register_parameter("logit_scale", nn.Parameter(torch.zeros(1)))
-    optimizer = AdamW(lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.5).build(model.parameters())
+    optimizer = AdamW(**{**GOOD, "weight_decay": 0.5}).build(dict(model.named_parameters()))
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     for parameter in model.parameters():
         parameter.grad = torch.zeros_like(parameter)
@@ -27,6 +36,5 @@ def test_only_matrices_decay() -> None:
     ],
 )
 def test_a_bad_number_is_refused_by_key(key: str, values: dict[str, float]) -> None:
-    good = {"lr": 1e-3, "betas": (0.9, 0.98), "eps": 1e-6, "weight_decay": 0.2}
     with pytest.raises(ConfigError, match=key):
-        AdamW(**{**good, **values})
+        AdamW(**{**GOOD, **values})

@@ -28,6 +28,8 @@ RUN = [
     f"checkpoint.every_n_steps={HALF}",
     f"evaluation.every_n_steps={STEPS}",
     "++model.image.options.stem_width=7",  # weights that no number of ranks divides
+    "optimizer.image_layer_decay=0.7",  # many groups of parameters
+    "optimizer.text_layer_decay=0.8",
 ]
 # Who goes on from whose checkpoint on four ranks: each strategy writes on two and reads on four.
 NEXT = {

@@ -73,6 +73,7 @@ class TrainingModule(L.LightningModule):
         self.clock = StepClock()
         self.model: DualEncoder | None = None
         self._shapes: dict[str, torch.Size] = {}
+        self._lr_scales: dict[str, float] = {}
         self._outside: Outside | None = None
         self._outside_optimizer: torch.optim.Optimizer | None = None
 
@@ -88,12 +89,13 @@ class TrainingModule(L.LightningModule):
         elif self.init_from is not None:
             self.init_from.load_into(self.model)
         self._shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
+        self._lr_scales = self.optimizer_recipe.lr_scales(self.model)
         self._outside = Outside(self.model)
         self.engine.prepare(self.model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The engine's optimizer; that of the parameters outside is ours."""
-        optimizer = self.optimizer_recipe.build(self.towers.parameters())
+        optimizer = self.optimizer_recipe.build(dict(self.towers.named_parameters()), self._lr_scales)
         self._outside_optimizer = self.outside.optimizer(self.optimizer_recipe, self.device)
         return optimizer
 
@@ -181,7 +183,7 @@ class TrainingModule(L.LightningModule):
         lr = self.optimizer_recipe.lr * self.schedule.lr_fraction(self.step, self.max_steps)
         for optimizer in optimizers:
             for group in optimizer.param_groups:
-                group["lr"] = lr
+                group["lr"] = lr * group["lr_scale"]
         return lr
 
     def _check_first(self, batch: Batch) -> None:

@@ -31,7 +31,7 @@ class Outside:
         """Move them to a device, and make the optimizer that steps them."""
         for parameter in self.parameters.values():
             parameter.data = parameter.data.to(device)
-        return recipe.build(self.parameters.values())
+        return recipe.build(self.parameters)
 
     def average_gradients(self) -> None:
         """Average over ranks, as the engine does with the gradients of all others."""

@@ -454,7 +454,7 @@ def _prepare(run: Run) -> Path | None:
     for evaluator in run.evaluators.values():
         evaluator.check()
     spec = _spec(run, tokenizer, start, init)
-    described(spec)
+    run.optimizer.lr_scales(described(spec))
     if start is None:
         try_pretrained(spec, resize_positions=run.resize_positions)
     if init is not None:

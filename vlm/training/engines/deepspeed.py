@@ -153,8 +153,8 @@ def _shares(optimizer: Any) -> list[Tensor]:
 def _make_states(optimizer: Any, moments: Mapping[str, Tensor]) -> None:
     """AdamW's states: moments of zero, and one count of steps where AdamW has one for each parameter.
 
-    Stages 1 and 2 would make them in the first step, and link parameters to them after the first of our two
-    groups of parameters, which leaves those of the second without.
+    Stages 1 and 2 would make them in the first step, and link parameters to them after the first of our
+    groups of parameters, which leaves those of the others without.
     """
     steps = [value.item() for key, value in moments.items() if key.startswith("step/")]
     for share in _shares(optimizer):
