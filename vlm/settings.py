@@ -81,6 +81,7 @@ class EvaluateSettings:
     run: str = MISSING
     paths: PathSettings = MISSING
     suite: Any = None
+    weights: str = MISSING
     out: str | None = None
     device: str = MISSING
     batch_size: int = MISSING

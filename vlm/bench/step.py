@@ -25,6 +25,7 @@ from vlm.training import Run
 from vlm.training.engines import Engine
 from vlm.training.launch import start_ranks
 from vlm.training.module import TrainingModule
+from vlm.training.run import check_held
 from vlm.training.work import Work
 from vlm.types import Batch
 
@@ -137,6 +138,7 @@ class StepBench:
 
 def measure(run: Run, bench: StepBench) -> dict[str, Any]:
     """The project's own step, by Lightning as in training, on random rows that are on the device already."""
+    check_held(run)
     engine = run.trainer.engine()
     module = _module(run, engine)
     timing = _Timing(bench.warmup)
@@ -176,6 +178,7 @@ def _module(run: Run, engine: Engine) -> TrainingModule:
         schedule=run.schedule,
         max_steps=run.trainer.max_steps,
         micro_batch_size=run.trainer.micro_batch_size,
+        ema_decay=run.trainer.ema_decay,
         seed=run.seed,
         resume_from=None,
         init_from=None,

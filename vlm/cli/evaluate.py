@@ -24,14 +24,16 @@ def main(config: DictConfig) -> None:
     evaluators = build_evaluators(values["suite"]) if values["suite"] else _of_training(checkpoint)
     if not evaluators:
         raise ConfigError(f"suite is not set, and {run_folder} was trained without one; try suite=zero_shot")
-    out = Path(values["out"] or run_folder / "evaluation" / checkpoint.name)
+    weights = values["weights"]
+    place = checkpoint.name if weights == "model" else f"{checkpoint.name}_{weights}"
+    out = Path(values["out"] or run_folder / "evaluation" / place)
     with process_group() as topology:
         device = _device(values)
         if topology.is_main:
             for evaluator in evaluators.values():
                 evaluator.check()
         embedder = Embedder(
-            load(checkpoint, device=device),
+            load(checkpoint, weights=weights, device=device),
             topology,
             batch_size=values["batch_size"],
             num_workers=values["num_workers"],
@@ -41,8 +43,10 @@ def main(config: DictConfig) -> None:
         results = run_suite(evaluators, embedder)
         if not topology.is_main:
             return
-        write_results(out, results, checkpoint=checkpoint)
-        report = write_report(out, results, checkpoint=checkpoint, metrics_csv=run_folder / "metrics.csv")
+        write_results(out, results, checkpoint=checkpoint, weights=weights)
+        report = write_report(
+            out, results, checkpoint=checkpoint, metrics_csv=run_folder / "metrics.csv", weights=weights
+        )
         print(_table(results))
         print(f"results: {out / 'results.json'}\nreport:  {report}  (open it in a browser)")
 

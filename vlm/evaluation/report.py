@@ -40,11 +40,17 @@ class Part:
 
 
 def write_report(
-    folder: Path, results: Mapping[str, Result], *, checkpoint: Path, metrics_csv: Path | None
+    folder: Path,
+    results: Mapping[str, Result],
+    *,
+    checkpoint: Path,
+    metrics_csv: Path | None,
+    weights: str = "model",
 ) -> Path:
     """Write `report.html` into `folder`; on the main rank.
 
     Args:
+        weights: of the checkpoint, as `load` takes them.
         metrics_csv: what training logged, a column `step` and one for each value; without it, or where
             there is no such file, the page has no curves.
 
@@ -64,7 +70,7 @@ def write_report(
         .render(
             run=checkpoint.parent.parent.name if checkpoint.parent.name == "checkpoints" else checkpoint.name,
             step=description.step,
-            facts=_facts(description, checkpoint),
+            facts=_facts(description, checkpoint, weights),
             created=datetime.now(UTC),
             tasks=_by_task(parts),
             curves=[(curve, charts.draw(curve)) for curve in curves],
@@ -107,7 +113,7 @@ def _by_task(parts: list[Part]) -> dict[str, list[Part]]:
     return tasks
 
 
-def _facts(description: Description, checkpoint: Path) -> dict[str, str]:
+def _facts(description: Description, checkpoint: Path, weights: str) -> dict[str, str]:
     """What the model is, in a few words a line."""
     image, text = description.model.image, description.model.text
     options = [f"{name.replace('_', ' ')} {value}" for name, value in image.options.items()]
@@ -123,6 +129,7 @@ def _facts(description: Description, checkpoint: Path) -> dict[str, str]:
         "Text tower": ", ".join(text_facts),
         "Joint space": f"{description.model.embed_dim} dimensions",
         "Parameters": f"{parameters:,}",
+        **({"Weights": "their average over the run"} if weights == "ema" else {}),
         "Trained with": ", ".join(f"{name} {version}" for name, version in description.versions.items()),
     }
 

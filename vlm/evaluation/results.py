@@ -10,11 +10,16 @@ from vlm.files import remove_drafts, replacing, writing
 from vlm.inference import read_description, versions
 
 
-def write_results(folder: Path, results: Mapping[str, Result], *, checkpoint: Path) -> Path:
+def write_results(
+    folder: Path, results: Mapping[str, Result], *, checkpoint: Path, weights: str = "model"
+) -> Path:
     """Write `results.json` into `folder`; on the main rank.
 
     Under `results` stands, for each evaluation, what CLIP_benchmark's files have (`dataset`, `task`,
     `metrics`), with chance levels and the number of images beside it.
+
+    Args:
+        weights: of the checkpoint, as `load` takes them.
 
     Raises:
         OutputError: it cannot be written; one that was there is unchanged.
@@ -23,6 +28,7 @@ def write_results(folder: Path, results: Mapping[str, Result], *, checkpoint: Pa
     content = {
         "checkpoint": str(checkpoint.absolute()),
         "step": description.step,
+        "weights": weights,
         "model": description.model.to_mapping(),
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "versions": {"evaluated_with": versions(), "trained_with": description.versions},

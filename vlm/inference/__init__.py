@@ -2,7 +2,9 @@
 
 from vlm.inference.checkpoint import (
     CONFIG,
+    EMA,
     TOKENIZER,
+    WEIGHTS,
     Description,
     check_buildable,
     checkpoints_of,
@@ -13,6 +15,7 @@ from vlm.inference.checkpoint import (
     read_tokenizer,
     read_weights,
     save_model,
+    save_weights,
     verify,
     versions,
 )
@@ -21,7 +24,9 @@ from vlm.inference.load import Loaded, load
 
 __all__ = [
     "CONFIG",
+    "EMA",
     "TOKENIZER",
+    "WEIGHTS",
     "Description",
     "Embedder",
     "ImageEmbeddings",
@@ -36,6 +41,7 @@ __all__ = [
     "read_tokenizer",
     "read_weights",
     "save_model",
+    "save_weights",
     "verify",
     "versions",
 ]

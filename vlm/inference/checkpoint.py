@@ -6,6 +6,7 @@ A run keeps its checkpoints as `<run>/checkpoints/step_00000100/`:
 |---|---|
 | `model.safetensors` | fp32 weights by parameter name |
 | `model.json` | what the model is, where it comes from, and the hashes of the other files; written last |
+| `ema.safetensors` | their average over the run, in the same form; only of a run with `trainer.ema_decay` |
 | `tokenizer.json` | the tokenizer |
 | `config.json` | the resolved configuration of the run, for people |
 
@@ -40,6 +41,7 @@ from vlm.models.state_dict import require_fit
 
 FORMAT = 2
 WEIGHTS = "model.safetensors"
+EMA = "ema.safetensors"
 DESCRIPTION = "model.json"
 TOKENIZER = "tokenizer.json"
 CONFIG = "config.json"
@@ -84,11 +86,7 @@ def save_model(
         data: fingerprint of what it was trained on.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    # Cloned, as safetensors refuses tensors that share memory: tied embeddings do.
-    whole = {
-        name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in weights.items()
-    }
-    save_file(whole, folder / WEIGHTS, metadata=carried(spec))
+    save_weights(folder / WEIGHTS, weights, spec)
     tokenizer.save(folder / TOKENIZER)
     _write_json(folder / CONFIG, dict(config))
     description = {
@@ -102,6 +100,15 @@ def save_model(
         "files": {path.name: _fingerprint(path) for path in sorted(folder.iterdir()) if path.is_file()},
     }
     _write_json(folder / DESCRIPTION, {**description, "digest": _digest(description)})
+
+
+def save_weights(path: Path, weights: Mapping[str, Tensor], spec: ModelSpec) -> None:
+    """Write weights by parameter name as fp32, with the description of their model."""
+    # Cloned, as safetensors refuses tensors that share memory: tied embeddings do.
+    whole = {
+        name: value.detach().to("cpu", torch.float32).contiguous().clone() for name, value in weights.items()
+    }
+    save_file(whole, path, metadata=carried(spec))
 
 
 def verify(checkpoint: Path, names: Iterable[str] | None = None) -> None:
@@ -206,16 +213,18 @@ def read_config(checkpoint: Path) -> dict[str, Any]:
     return config
 
 
-def read_weights(checkpoint: Path) -> dict[str, Tensor]:
+def read_weights(checkpoint: Path, name: str = WEIGHTS) -> dict[str, Tensor]:
     """The fp32 weights by parameter name, on the CPU. Raises `CheckpointError` where the file is broken."""
-    path = checkpoint / WEIGHTS
+    path = checkpoint / name
     try:
         weights = load_file(path)
     except (OSError, SafetensorError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); the checkpoint is incomplete") from error
-    for name, value in weights.items():
+    for parameter, value in weights.items():
         if not value.is_floating_point():
-            raise CheckpointError(f"{path} holds {name} as {value.dtype}; weights are floating-point numbers")
+            raise CheckpointError(
+                f"{path} holds {parameter} as {value.dtype}; weights are floating-point numbers"
+            )
     return weights
 
 

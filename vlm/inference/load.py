@@ -7,8 +7,10 @@ import torch
 
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer
+from vlm.errors import CheckpointError, ConfigError
 from vlm.inference.checkpoint import (
     DESCRIPTION,
+    EMA,
     TOKENIZER,
     WEIGHTS,
     latest_checkpoint,
@@ -18,8 +20,11 @@ from vlm.inference.checkpoint import (
     read_weights,
     verify,
 )
+from vlm.inference.contradictions import require_carried
 from vlm.inference.trust import require_buildable
 from vlm.models import DualEncoder, build_model
+
+_FILES = {"model": WEIGHTS, "ema": EMA}
 
 
 class Loaded(NamedTuple):
@@ -30,19 +35,30 @@ class Loaded(NamedTuple):
     tokenizer: Tokenizer
 
 
-def load(path: str | Path, *, device: str | torch.device = "cpu") -> Loaded:
+def load(path: str | Path, *, weights: str = "model", device: str | torch.device = "cpu") -> Loaded:
     """Rebuild the model of a checkpoint folder, or of the last checkpoint of a run folder.
 
     The model is in evaluation mode, in fp32. Reading executes nothing and asks no network.
 
+    Args:
+        weights: "model", those of the last step, or "ema", their average over a run with `trainer.ema_decay`.
+
     Raises:
+        ConfigError: `weights` is neither.
         CheckpointError: there is no checkpoint, or it is incomplete, damaged, or contradicts itself.
     """
-    checkpoint = latest_checkpoint(path)
+    if weights not in _FILES:
+        raise ConfigError(f"weights={weights} is not one of {', '.join(_FILES)}")
+    checkpoint, name = latest_checkpoint(path), _FILES[weights]
     description = read_description(checkpoint)
-    verify(checkpoint, (WEIGHTS, TOKENIZER))
-    tokenizer, weights = read_tokenizer(checkpoint), read_weights(checkpoint)
-    require_buildable(description.model, weights, where=checkpoint / DESCRIPTION)
+    if name == EMA and EMA not in description.files:
+        raise CheckpointError(
+            f"{checkpoint} has no {EMA}: its run had no trainer.ema_decay; take weights=model"
+        )
+    verify(checkpoint, (name, TOKENIZER))
+    require_carried(checkpoint / name, description.model, where=checkpoint / DESCRIPTION)
+    tokenizer, tensors = read_tokenizer(checkpoint), read_weights(checkpoint, name)
+    require_buildable(description.model, tensors, where=checkpoint / DESCRIPTION)
     model = build_model(description.model)
-    load_weights(model, weights, where=str(checkpoint))
+    load_weights(model, tensors, where=str(checkpoint / name))
     return Loaded(model.to(device).eval(), description.preprocess, tokenizer)

@@ -314,13 +314,15 @@ class Checkpoint(Pausing):
         self._written = module.step
         self.control.saved()
         self.step_log.require_finite()
-        weights, moments = module.weights(), module.moments()  # gathered by all ranks, kept by the first
+        # Gathered by all ranks, kept by the first.
+        weights, average, moments = module.weights(), module.average_weights(), module.moments()
 
         def write() -> None:
             save(
                 self.folder.place(module.step),
                 self.loaded(module),
                 weights=weights,
+                average=average,
                 moments=moments,
                 step=module.step,
                 config=self.config,

@@ -18,12 +18,15 @@ from torch.distributed.tensor import DTensor, distribute_tensor
 from vlm.errors import CheckpointError, ConfigError
 from vlm.files import remove_drafts, replacing
 from vlm.inference import (
+    EMA,
+    WEIGHTS,
     Loaded,
     checkpoints_of,
     load_weights,
     read_description,
     read_weights,
     save_model,
+    save_weights,
     verify,
 )
 
@@ -43,6 +46,7 @@ def save(
     loaded: Loaded,
     *,
     weights: Mapping[str, torch.Tensor],
+    average: Mapping[str, torch.Tensor] | None,
     moments: Mapping[str, torch.Tensor],
     step: int,
     config: Mapping[str, Any],
@@ -53,6 +57,7 @@ def save(
 
     Args:
         weights: of the model, by name.
+        average: of the weights over the run, likewise; None: there is none.
         moments: of the optimizer, as `moments_of` gives them.
 
     Raises:
@@ -63,6 +68,8 @@ def save(
     try:
         draft.mkdir(parents=True)
         save_file(dict(moments), draft / OPTIMIZER)
+        if average is not None:
+            save_weights(draft / EMA, average, loaded.model.spec)
         save_model(
             draft,
             weights=weights,
@@ -217,9 +224,9 @@ def load_step(checkpoint: Path) -> int:
     return read_description(checkpoint).step
 
 
-def load_weights_into(model: nn.Module, checkpoint: Path) -> None:
-    """Replace the weights of `model` by those of `checkpoint`."""
-    load_weights(model, read_weights(checkpoint), where=str(checkpoint))
+def load_weights_into(model: nn.Module, checkpoint: Path, name: str = WEIGHTS) -> None:
+    """Replace the weights of `model` by those in a file of `checkpoint`."""
+    load_weights(model, read_weights(checkpoint, name), where=str(checkpoint / name))
 
 
 def read_moments(checkpoint: Path, shapes: Mapping[str, torch.Size]) -> dict[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """The one training step."""
 
 import hashlib
+import logging
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,17 +13,21 @@ from torch import Tensor, nn
 
 from vlm.distributed import gather_objects, mean_over_ranks
 from vlm.errors import ConfigError, DataError
+from vlm.inference import EMA, read_description
 from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import Objective
 from vlm.training.accumulation import loss_and_gradients
 from vlm.training.checkpoint import load_moments, load_step, load_weights_into, moments_of, read_moments
 from vlm.training.clock import StepClock
+from vlm.training.ema import WeightAverage, decay_at
 from vlm.training.engines import Engine, kept_by_first_rank
 from vlm.training.init_from import InitFrom
 from vlm.training.optimizer import AdamW
 from vlm.training.outside import Outside
 from vlm.training.schedule import CosineSchedule
 from vlm.types import Batch, StepOutput
+
+log = logging.getLogger(__name__)
 
 
 class TrainingModule(L.LightningModule):
@@ -36,6 +41,7 @@ class TrainingModule(L.LightningModule):
         engine: what spreads the towers over ranks, and steps them.
         max_steps: length of the run in optimizer steps, for the schedule.
         micro_batch_size: rows that the towers see at once; None: all of a rank.
+        ema_decay: of the average of the weights; None: there is none.
         resume_from: checkpoint folder to take weights, moments and step from.
         init_from: checkpoint to take weights alone from.
         resize_positions: whether positional embeddings of pretrained weights may be resized.
@@ -51,6 +57,7 @@ class TrainingModule(L.LightningModule):
         schedule: CosineSchedule,
         max_steps: int,
         micro_batch_size: int | None,
+        ema_decay: float | None,
         seed: int,
         resume_from: Path | None,
         init_from: InitFrom | None,
@@ -65,6 +72,7 @@ class TrainingModule(L.LightningModule):
         self.schedule = schedule
         self.max_steps = max_steps
         self.micro_batch_size = micro_batch_size
+        self.ema_decay = ema_decay
         self.seed = seed
         self.resume_from = resume_from
         self.init_from = init_from
@@ -72,6 +80,7 @@ class TrainingModule(L.LightningModule):
         self.step = 0 if resume_from is None else load_step(resume_from)
         self.clock = StepClock()
         self.model: DualEncoder | None = None
+        self.average: WeightAverage | None = None
         self._shapes: dict[str, torch.Size] = {}
         self._lr_scales: dict[str, float] = {}
         self._outside: Outside | None = None
@@ -90,12 +99,26 @@ class TrainingModule(L.LightningModule):
             self.init_from.load_into(self.model)
         self._shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
         self._lr_scales = self.optimizer_recipe.lr_scales(self.model)
+        if self.ema_decay is not None:
+            self.average = self._average_of(self.model)
+            self.engine.prepare(self.average.model)
         self._outside = Outside(self.model)
         self.engine.prepare(self.model)
+
+    def _average_of(self, model: DualEncoder) -> WeightAverage:
+        """The average of the run so far, or a beginning with the weights as they are."""
+        if self.resume_from is None:
+            return WeightAverage(model)
+        if EMA in read_description(self.resume_from).files:
+            return WeightAverage(model, resume_from=self.resume_from)
+        log.warning("%s has no %s: the average of weights begins with its weights", self.resume_from, EMA)
+        return WeightAverage(model)
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         """The engine's optimizer; that of the parameters outside is ours."""
         optimizer = self.optimizer_recipe.build(dict(self.towers.named_parameters()), self._lr_scales)
+        if self.average is not None:
+            self.average.to(self.device)
         self._outside_optimizer = self.outside.optimizer(self.optimizer_recipe, self.device)
         return optimizer
 
@@ -112,8 +135,15 @@ class TrainingModule(L.LightningModule):
 
     def weights(self) -> dict[str, Tensor]:
         """The whole model by name, as a checkpoint has it, on the first rank; called on every rank."""
-        outside = ((name, p.detach) for name, p in self.outside.parameters.items())
-        return {**self.engine.weights(self.towers), **kept_by_first_rank(outside)}
+        return self._whole(self.towers, self.outside)
+
+    def average_weights(self) -> dict[str, Tensor] | None:
+        """Their average in the same form, None where there is none; called on every rank."""
+        return None if self.average is None else self._whole(self.average.model, self.average.outside)
+
+    def _whole(self, model: DualEncoder, outside: Outside) -> dict[str, Tensor]:
+        named = ((name, p.detach) for name, p in outside.parameters.items())
+        return {**self.engine.weights(model), **kept_by_first_rank(named)}
 
     def moments(self) -> dict[str, Tensor]:
         """What both optimizers keep, as a checkpoint has it, on the first rank; called on every rank."""
@@ -172,6 +202,8 @@ class TrainingModule(L.LightningModule):
         gradient_norm = self.engine.step(self.towers, optimizer)
         self.outside_optimizer.step()
         self.objective.after_step(self.towers, self.step)
+        if self.average is not None and self.ema_decay is not None:
+            self.average.update(self.towers, decay=decay_at(self.step, self.ema_decay))
         self.clock.mark("optimizer")
         self.step += 1
         return {"metrics": {**_named(output), "train/grad_norm": gradient_norm.detach(), "train/lr": lr}}

@@ -27,10 +27,14 @@ class Outside:
                 delattr(model, name)
                 object.__setattr__(model, name, parameter)  # nn.Module's would put it back into the tree
 
-    def optimizer(self, recipe: AdamW, device: torch.device) -> torch.optim.Optimizer:
-        """Move them to a device, and make the optimizer that steps them."""
+    def to(self, device: torch.device) -> None:
+        """Move them, as the engine does with all others."""
         for parameter in self.parameters.values():
             parameter.data = parameter.data.to(device)
+
+    def optimizer(self, recipe: AdamW, device: torch.device) -> torch.optim.Optimizer:
+        """Move them to a device, and make the optimizer that steps them."""
+        self.to(device)
         return recipe.build(self.parameters)
 
     def average_gradients(self) -> None:

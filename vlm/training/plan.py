@@ -7,13 +7,13 @@ import torch
 from vlm.data.tokenizers import BpeTokenizerRecipe
 from vlm.models import ModelSpec, TowerCost, tower_costs
 from vlm.training.init_from import InitFrom
-from vlm.training.run import Run, Trainer
+from vlm.training.run import Run, Trainer, check_held
 
 FLOAT = 4
 MIB, GIGA = 2**20, 10**9
 SPREAD: Mapping[str, frozenset[str]] = {
     "ddp": frozenset(),
-    "fsdp2": frozenset({"weights", "gradients", "optimizer"}),
+    "fsdp2": frozenset({"weights", "gradients", "optimizer", "average"}),
     "deepspeed_zero1": frozenset({"optimizer"}),
     "deepspeed_zero2": frozenset({"gradients", "optimizer"}),
     "deepspeed_zero3": frozenset({"weights", "gradients", "optimizer"}),
@@ -28,8 +28,10 @@ def plan(run: Run) -> str:
     half the rows; checkpointed or compiled towers keep less. Fragments and buffers of libraries come on top.
 
     Raises:
-        ConfigError: a tower cannot be built, or the batch cannot be divided among the ranks.
+        ConfigError: a tower cannot be built, the batch cannot be divided among the ranks, or the strategy
+            cannot hold what the run keeps.
     """
+    check_held(run)
     world_size, node_size = _ranks(run.trainer)
     run.data.check_world_size(world_size)
     pairs = run.data.global_batch_size // world_size
@@ -80,9 +82,11 @@ def _spec(run: Run) -> ModelSpec:
 
 
 def _memory(run: Run, parameters: int, world_size: int) -> dict[str, int]:
-    """Of the weights and what goes with them: float32, and two moments in AdamW."""
+    """Of the weights and what goes with them: float32, two moments in AdamW, and an average if asked for."""
     spread = SPREAD.get(run.trainer.strategy, frozenset())
     whole = {"weights": FLOAT, "gradients": FLOAT, "optimizer": 2 * FLOAT}
+    if run.trainer.ema_decay is not None:
+        whole["average"] = FLOAT
     return {name: parameters * size // (world_size if name in spread else 1) for name, size in whole.items()}
 
 

@@ -36,7 +36,7 @@ from vlm.training.callbacks import GO_ON, Checkpoint, Evaluate, StepLog, TimedLo
 from vlm.training.checkpoint import EVALUATION, last_whole, load_step
 from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
 from vlm.training.control import Control
-from vlm.training.engines import Engine, Strategy, build_engine
+from vlm.training.engines import AVERAGE, Engine, Strategy, build_engine, check_holds
 from vlm.training.init_from import InitFrom
 from vlm.training.launch import srun_environment, start_ranks
 from vlm.training.module import TrainingModule
@@ -93,6 +93,7 @@ class Trainer:
         gradient_clip: largest norm of the gradient of both towers; null leaves it as it is.
         micro_batch_size: rows that the towers of a rank see at once; null: all. The loss stays that of the
             whole batch, each row is encoded once more.
+        ema_decay: of an average of the weights over the steps, which checkpoints hold too; null: none.
         hang_minutes: ends the run, with a report, if for so long no step and no batch of an evaluation is
             finished; null: never. NCCL itself aborts waiting ranks after 10, with less to say.
     """
@@ -105,6 +106,7 @@ class Trainer:
     precision: Literal["32-true", "bf16-mixed"]
     gradient_clip: float | None
     micro_batch_size: int | None
+    ema_decay: float | None
     log_every_n_steps: int
     hang_minutes: int | float | None
 
@@ -116,6 +118,8 @@ class Trainer:
             raise ConfigError(f"trainer.max_steps={self.max_steps} must be at most {_MOST_STEPS}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ConfigError(f"trainer.micro_batch_size={self.micro_batch_size} must be at least 1, or null")
+        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
+            raise ConfigError(f"trainer.ema_decay={self.ema_decay} must be in [0, 1), or null for no average")
         if self.hang_minutes is not None and self.hang_minutes <= 0:
             raise ConfigError(f"trainer.hang_minutes={self.hang_minutes} must be above 0, or null")
         if self.gradient_clip is not None and self.gradient_clip <= 0:
@@ -191,9 +195,14 @@ class CheckpointEvery:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluateEvery:
-    """When and how to run the suite during training; it always runs at the end."""
+    """When and how to run the suite during training; it always runs at the end.
+
+    Args:
+        weights: those of the step, or "ema", their average so far.
+    """
 
     every_n_steps: int
+    weights: Literal["model", "ema"]
     batch_size: int
     num_workers: int
 
@@ -255,6 +264,7 @@ def train(run: Run) -> Path:
     """
     run.schedule.check(run.trainer.max_steps)
     _check_best(run)
+    check_held(run)
     engine = run.trainer.engine()
     trainer = run.trainer.build(engine, logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
@@ -302,6 +312,7 @@ def _train(run: Run, trainer: L.Trainer, engine: Engine, control: ControlGroup) 
         schedule=run.schedule,
         max_steps=run.trainer.max_steps,
         micro_batch_size=run.trainer.micro_batch_size,
+        ema_decay=run.trainer.ema_decay,
         seed=run.seed,
         resume_from=start,
         init_from=init,
@@ -336,11 +347,16 @@ def _fit(
     def loaded(module: TrainingModule) -> Loaded:
         return Loaded(module.towers, run.data.preprocess, tokenizer)
 
+    def judged(module: TrainingModule) -> Loaded:
+        if module.average is not None and run.evaluation.weights == "ema":
+            return Loaded(module.average.model, run.data.preprocess, tokenizer)
+        return loaded(module)
+
     step_log = _step_log(run, loader, data, tokenizer, group, **ranks)
     control = Control(group, every_minutes=run.checkpoint.every_minutes)
     checkpoint = _checkpoint(run, loaded, step_log, control, data)
     watchdog = Watchdog(run.objective, minutes=run.trainer.hang_minutes)
-    evaluate = _evaluate(run, loaded, step_log, checkpoint, watchdog.progress)
+    evaluate = _evaluate(run, judged, step_log, checkpoint, watchdog.progress)
     # The checkpoint comes before the evaluation: a fault in the latter then costs nothing.
     callbacks = [watchdog, step_log, control, checkpoint, *([evaluate] if run.evaluators else [])]
     trainer.callbacks += callbacks  # type: ignore[attr-defined]
@@ -579,6 +595,22 @@ def _check_best(run: Run) -> None:
         return
     names = ", ".join(f"eval/{name}/..." for name in run.evaluators) or "none, as there is no suite"
     raise ConfigError(f"checkpoint.keep_best={best} is no metric of this run; there are {names}")
+
+
+def check_held(run: Run) -> None:
+    """What the run keeps beside weights and optimizer must be something that its strategy can hold.
+
+    Raises:
+        ConfigError: naming what asks for it, and strategies that would do.
+    """
+    decay = run.trainer.ema_decay
+    if decay is not None:
+        check_holds(run.trainer.strategy, AVERAGE, setting=f"trainer.ema_decay={decay}")
+    elif run.evaluation.weights == "ema":
+        raise ConfigError(
+            "evaluation.weights=ema, but trainer.ema_decay=null: there is no average of weights; set it, say "
+            "to 0.9999, or evaluation.weights=model"
+        )
 
 
 def _check_sizes(run: Run) -> None:
