@@ -7,14 +7,27 @@ EX_SOFTWARE of sysexits.h.
 """
 
 
+OF_ONE_RANK = 201
+"""Exit code of a mistake that one rank alone may have met.
+
+The others fail or are killed as they wait for it, and srun ends with the greatest code of all ranks: this one
+is above those of signals.
+"""
+
+
 class VlmError(Exception):
     """Root of the errors that carry a message for the user: what was found, expected, and what to change."""
 
     exit_code = 1
     """What the command line exits with."""
 
-    of_one_rank = False
-    """Whether the other ranks may know nothing of it."""
+    of_all_ranks = False
+    """Whether every rank ends with it, so that the first one speaks for all."""
+
+    def on_all_ranks(self) -> "VlmError":
+        """This error, raised on every rank alike."""
+        self.of_all_ranks = True
+        return self
 
 
 class ConfigError(VlmError):
@@ -39,6 +52,8 @@ class TrainingError(VlmError):
 
 class StoppedError(VlmError):
     """A signal ended the run after a checkpoint; it can be resumed."""
+
+    of_all_ranks = True
 
     exit_code = 75
     """EX_TEMPFAIL of sysexits.h: try again later."""

@@ -59,14 +59,11 @@ def test_a_fault_is_told_from_a_mistake_by_its_exit_code(
     assert capfd.readouterr().err == "StoppedError: later\n"
 
 
-def test_another_rank_tells_what_it_alone_knows(
+def test_before_ranks_are_joined_the_first_speaks_for_all(
     monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.setenv("RANK", "1")
-    error = DataError("no shards")
-    assert ended_by(error, monkeypatch) == 1
-    error.of_one_rank = True
-    assert ended_by(error, monkeypatch) == "DataError: no shards"
+    assert ended_by(DataError("no shards"), monkeypatch) == 1
     assert capfd.readouterr().err == ""
 
 

@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+from vlm.errors import OF_ONE_RANK
+
 ROOT = Path(__file__).parents[2]
 SCRIPTS = sorted((ROOT / "slurm").glob("*.sbatch"))
 JOB = {
@@ -56,6 +58,10 @@ def test_there_are_all() -> None:
     [
         (0, 0, False),
         (1, 0, False),
+        (2, 0, False),
+        (126, 0, False),
+        (127, 0, False),
+        (OF_ONE_RANK, 0, False),
         (75, 0, True),
         (75, 1000, True),
         (138, 1000, True),

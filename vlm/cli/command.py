@@ -18,7 +18,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from vlm.errors import CRASHED, VlmError
+from vlm.errors import CRASHED, OF_ONE_RANK, VlmError
 from vlm.settings import config_dir, register_schemas
 
 _LONGEST = 1000
@@ -100,12 +100,18 @@ def _file_of(error: BaseException) -> str | None:
 
 
 def _exit(error: Exception) -> NoReturn:
-    """One line, from one rank if the others have the same to say."""
-    from vlm.distributed import is_main_process  # imports torch
+    """One line: from the first rank where all are known to have the same to say, else from each that has.
 
-    code = getattr(error, "exit_code", 1)
+    Before the ranks are joined they all meet the same.
+    """
+    from vlm.distributed import Topology, is_main_process  # imports torch
+
+    topology, code = Topology.current(), getattr(error, "exit_code", 1)
     message = f"{type(error).__name__}: {error}"
-    speaks = is_main_process() or getattr(error, "of_one_rank", False)
+    if topology.world_size > 1 and not getattr(error, "of_all_ranks", False):
+        print(message if topology.is_main else f"rank {topology.rank}: {message}", file=sys.stderr)
+        sys.exit(OF_ONE_RANK if code == 1 else code)
+    speaks = is_main_process()
     if speaks and code == 1:
         sys.exit(message)
     if speaks:

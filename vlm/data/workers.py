@@ -60,7 +60,6 @@ class NumberedLoader(DataLoader[Any], Generic[T]):
     def __iter__(self) -> Iterator[T]:  # type: ignore[override]
         for item in super().__iter__():
             if isinstance(item, VlmError):
-                item.of_one_rank = True
                 raise item
             yield item
 

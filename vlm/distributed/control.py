@@ -39,6 +39,7 @@ class ControlGroup:
                 outcome = [error]
         dist.broadcast_object_list(outcome, src=0, group=self._group)
         if isinstance(outcome[0], Exception):
+            outcome[0].of_all_ranks = True  # type: ignore[attr-defined]
             raise outcome[0]
         result: T = outcome[0]
         return result

@@ -30,7 +30,7 @@ def split_ranks(size: int | Literal["node"] | None, *, key: str) -> Group:
         raise ConfigError(
             f"{key}={size} does not divide the {everyone.size} ranks of this run; {', '.join(fitting)} do, "
             "and null takes all of them"
-        )
+        ).on_all_ranks()
     if size == everyone.size:
         return everyone
     # Every rank makes every group, in the same order, else torch.distributed waits for ever.
@@ -46,5 +46,5 @@ def _ranks_per_node(key: str) -> int:
         counts = ", ".join(f"{hosts.count(host)} on {host}" for host in dict.fromkeys(hosts))
         raise ConfigError(
             f"{key}=node needs as many consecutive ranks on every node; there are {counts}. Give a number"
-        )
+        ).on_all_ranks()
     return size

@@ -21,10 +21,9 @@ def process_group() -> Iterator[Topology]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
     dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
-    try:
-        yield Topology.current()
-    finally:
-        dist.destroy_process_group()
+    yield Topology.current()
+    # Not after an error: it might wait for what never comes, and who tells of the error asks for the rank.
+    dist.destroy_process_group()
 
 
 def srun_ranks(environment: Mapping[str, str]) -> dict[str, str]:

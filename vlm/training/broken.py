@@ -83,7 +83,7 @@ class BrokenSamples:
                 f"{broken:.0f} of the last {samples:.0f} samples are broken, more than "
                 f"data.max_broken_share={self._max_share:g}: {causes}. The first: {examples}. "
                 f"All are in {self._list.path}. Repair the shards or raise data.max_broken_share"
-            )
+            ).on_all_ranks()
         if samples >= _LAST_SAMPLES:  # what is older counts half
             self._recent = Counter({cause: count // 2 for cause, count in self._recent.items()})
             self._recent_samples = samples / 2
