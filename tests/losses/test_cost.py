@@ -141,32 +141,22 @@ def counted_traffic() -> dict[tuple[str, str], int]:
     received = 0
     ranks = Topology.current().world_size
 
-    def counting(name: str, share: Callable[..., float]) -> None:
-        original = getattr(dist, name)
+    def counting(owner: Any, name: str, share: Callable[..., float]) -> None:
+        original = getattr(owner, name)
 
         def counted(*args: Any, **kwargs: Any) -> Any:
             nonlocal received
             received += round(share(*args))
             return original(*args, **kwargs)
 
-        setattr(dist, name, counted)
+        setattr(owner, name, counted)
 
     def nbytes(tensor: Tensor) -> int:
         return tensor.numel() * tensor.element_size()
 
-    def scatter(own: Tensor, parts: list[Tensor], **options: Any) -> None:
-        """What gloo lacks."""
-        nonlocal received
-        received += (ranks - 1) * nbytes(own)
-        total = torch.cat(parts)
-        reduce(total)
-        own.copy_(total.chunk(ranks)[dist.get_rank()])
-
-    reduce = dist.all_reduce
-    counting("all_gather", lambda parts, own: (ranks - 1) * nbytes(own))
-    counting("all_reduce", lambda tensor, *_: 2 * (ranks - 1) / ranks * nbytes(tensor))
-    dist.reduce_scatter = scatter
-    collectives.dist.get_backend = lambda group: "nccl"  # the path with a reduce-scatter
+    counting(collectives, "gather_into", lambda out, own: (ranks - 1) * nbytes(own))
+    counting(collectives, "reduce_and_scatter", lambda own, whole: (ranks - 1) * nbytes(own))
+    counting(dist, "all_reduce", lambda tensor, *_: 2 * (ranks - 1) / ranks * nbytes(tensor))
     found = {}
     for kind, implementation in itertools.product(KINDS, IMPLEMENTATIONS):
         received = 0

@@ -7,6 +7,7 @@ from vlm.distributed.collectives import (
     max_over_ranks,
     mean_over_ranks,
     sum_over_ranks,
+    take_from_first,
 )
 from vlm.distributed.control import ControlGroup
 from vlm.distributed.groups import split_ranks
@@ -26,4 +27,5 @@ __all__ = [
     "process_group",
     "split_ranks",
     "sum_over_ranks",
+    "take_from_first",
 ]

@@ -1,5 +1,6 @@
 """Collectives over all ranks (or a group), each the identity in a process that stands alone."""
 
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 import torch
@@ -11,6 +12,10 @@ from vlm.distributed.topology import Group, alone
 
 T = TypeVar("T")
 
+# torch 2.13 has renamed them. Those with lists of tensors would go through a buffer as large as the whole.
+gather_into: Callable[..., Any] = getattr(dist, "all_gather_single", dist.all_gather_into_tensor)
+reduce_and_scatter: Callable[..., Any] = getattr(dist, "reduce_scatter_single", dist.reduce_scatter_tensor)
+
 
 class _GatherRows(torch.autograd.Function):
     """All-gather along rows whose backward sums what every rank sends back to the rows' owner."""
@@ -19,20 +24,15 @@ class _GatherRows(torch.autograd.Function):
     def forward(ctx: Any, rows: Tensor, group: Group) -> Tensor:
         ctx.group = group
         out = rows.new_empty((group.size * rows.shape[0], *rows.shape[1:]))
-        dist.all_gather(list(out.chunk(group.size)), rows.contiguous(), group=group.handle)
+        gather_into(out, rows.contiguous(), group=group.handle)
         return out
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        group = ctx.group
-        if dist.get_backend(group.handle) != "gloo":
-            own = grads[0].new_empty((grads[0].shape[0] // group.size, *grads[0].shape[1:]))
-            dist.reduce_scatter(own, list(grads[0].contiguous().chunk(group.size)), group=group.handle)
-            return own, None
-        # gloo has no reduce_scatter for every dtype, so sum everything and keep this rank's slice.
-        total = grads[0].contiguous().clone()
-        dist.all_reduce(total, group=group.handle)
-        return total.chunk(group.size)[group.rank], None
+        group, grad = ctx.group, grads[0].contiguous()
+        own = grad.new_empty((len(grad) // group.size, *grad.shape[1:]))
+        reduce_and_scatter(own, grad, group=group.handle)
+        return own, None
 
 
 def gather_rows(rows: Shaped[Tensor, "b *rest"], group: Group | None = None) -> Shaped[Tensor, "n *rest"]:
@@ -70,6 +70,13 @@ def gather_objects(value: T) -> list[T]:
     out: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(out, value)
     return out
+
+
+def take_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite tensors with what the first rank has in them."""
+    if not alone():
+        for tensor in tensors:
+            dist.broadcast(tensor, src=0)
 
 
 def mean_over_ranks(value: Tensor) -> Tensor:
