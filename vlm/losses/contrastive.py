@@ -235,7 +235,7 @@ def _logits(
 
 
 def _own_logits(image: Tensor, negatives: HardNegatives, scale: Tensor) -> Float[Tensor, "b k"]:
-    logits = scale * torch.einsum("bd,bkd->bk", image, negatives.text)
+    logits = scale * (image[:, None] * negatives.text).sum(2)
     return logits.masked_fill(~negatives.present, -torch.inf)
 
 

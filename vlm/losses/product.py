@@ -23,9 +23,10 @@ def product(
     Args:
         half: whether all numbers of rows and columns are numbers of bfloat16.
     """
-    if half and _multiplies_halves(rows):
-        return _into_single(rows.bfloat16(), columns.bfloat16().T).mul_(scale)
-    return (rows * scale) @ columns.T  # rows are fewer numbers than their products
+    with _without_autocast(rows):
+        if half and _multiplies_halves(rows):
+            return _into_single(rows.bfloat16(), columns.bfloat16().T).mul_(scale)
+        return (rows * scale) @ columns.T  # rows are fewer numbers than their products
 
 
 class ProductGradients:
@@ -49,6 +50,10 @@ class ProductGradients:
 
     def add(self, weight: Float[Tensor, "tr tc"], a: slice, c: slice) -> None:
         """The share of the tile of rows `a` and columns `c`, whose own gradient is `weight`."""
+        with _without_autocast(weight):
+            self._add(weight, a, c)
+
+    def _add(self, weight: Tensor, a: slice, c: slice) -> None:
         rows, columns = self.rows[a], self.columns[c]
         if not (self.half and _multiplies_halves(rows)):
             self._rows[a].addmm_(weight, columns)
@@ -99,6 +104,11 @@ def differentiable_product(
     """`product` with `ProductGradients`; keeps its arguments, and nothing of the size of the result."""
     result: Tensor = _Product.apply(rows, columns, scale, half, first)  # type: ignore[no-untyped-call]
     return result
+
+
+def _without_autocast(x: Tensor) -> torch.autocast:
+    """Products keep the precision they are written in, wherever a loss or its backward is called."""
+    return torch.autocast(x.device.type, enabled=False)
 
 
 def _multiplies_halves(x: Tensor) -> bool:
