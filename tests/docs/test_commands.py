@@ -95,7 +95,7 @@ def commands_of(page: str) -> list[list[str]]:
 
 def tiny(words: list[str]) -> list[str]:
     """The command with what makes it small; everything else stays as the page has it."""
-    trains = words[0] == "train" and not {"--help", "--cfg"} & set(words)
+    trains = (words[0] == "train" or "vlm.cli.train" in words) and not {"--help", "--cfg"} & set(words)
     return [*words, *_tiny_training(" ".join(words))] if trains else words
 
 

@@ -13,6 +13,7 @@ from toy_run import composed, tiny_overrides
 import vlm
 from vlm.cli.train import train_from
 from vlm.errors import ConfigError
+from vlm.objectives.contrastive import ContrastiveObjective
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -111,6 +112,22 @@ def test_another_run_in_the_same_folder_is_refused(
     with pytest.raises(ConfigError, match=message):
         train(toy, "run.name=finished", "run.resume=true", override)
     assert sorted((finished / "checkpoints").iterdir()) == before
+
+
+def test_other_groups_are_another_objective(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = ["run.name=groups", "objective.group_size=node", "suite=none", "run.resume=true"]
+    with monkeypatch.context() as patch:
+        patch.setattr(ContrastiveObjective, "setup", lambda self, topology: setattr(self, "num_groups", 4))
+        train(toy, *settings)
+    shutil.rmtree(toy / "runs" / "groups" / "checkpoints" / "step_00000008")
+    was = r"objective\.group_size: was '4 groups of 8 pairs', is 'one group of all pairs'"
+    with pytest.raises(ConfigError, match=rf"{was}.*run\.accept_changes=\[objective\.group_size\]"):
+        train(toy, *settings)
+    train(toy, *settings, "run.accept_changes=[objective.group_size]")
+    shutil.rmtree(toy / "runs" / "groups" / "checkpoints" / "step_00000008")
+    # The same groups by another name, and the same loss by other means.
+    settings.remove("objective.group_size=node")
+    train(toy, *settings, "run.accept_changes=[objective.group_size]", "objective.implementation=dense")
 
 
 def test_two_ranks_with_workers_train_like_one_without(toy: Path, finished: Path) -> None:

@@ -131,6 +131,14 @@ def evaluated(leg: Leg) -> dict[str, float]:
 
 
 @pytest.mark.long
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_running_statistics_are_those_of_the_checkpoint(strategy: str, toy: Path) -> None:
+    options = "++model.image.options.norm_layer=batchnorm2d"
+    two = Leg(toy, f"{strategy}_running", f"trainer={strategy}", "trainer.devices=2", options)
+    assert evaluated(two) == json.loads(two.file(STEPS, "evaluation.json").read_text())
+
+
+@pytest.mark.long
 @needs_deepspeed
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_zero2", "deepspeed_zero3"])
 def test_in_bf16_a_checkpoint_holds_the_weights_that_are_stepped(

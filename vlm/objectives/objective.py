@@ -23,6 +23,9 @@ class Objective(nn.Module):
     required_keys: ClassVar[frozenset[str]]
     """Entries that the first batch must have."""
 
+    num_groups = 1
+    """Of ranks, whose losses' mean the loss is; known after `setup`."""
+
     def setup(self, topology: Topology) -> None:
         """Called once, on every rank, after process groups exist and before anything else."""
 

@@ -35,7 +35,8 @@ def loss_and_gradients(
     """Leave the gradients of `objective` over the whole batch in the parameters of `model`.
 
     Args:
-        encode: `objective.encode` of a micro-batch by `model`, which an engine may have wrapped.
+        encode: `objective.encode` of a micro-batch by `model`, which an engine may have wrapped. It is the
+            only part that may run under autocast, which has to end with it.
         micro_batch_size: rows that the towers see at once; None: all of this rank.
         seed: is called with the number of a micro-batch before it is encoded, and sets the random state, so
             that dropout draws the same when it is encoded again.
@@ -93,16 +94,12 @@ def _encode_without_graph(
         for number, part in enumerate(parts):
             seed(number)
             encoded.append(_full(encode(part)))
-    # Autocast keeps the weights that it has cast, here without a graph: the next forward must not meet them.
-    torch.clear_autocast_cache()
     joined = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
     return {n: value.requires_grad_() if value.is_floating_point() else value for n, value in joined.items()}
 
 
 def _loss(objective: Objective, model: ContrastiveModel, encoded: Encoded) -> StepOutput:
-    device = next(iter(encoded.values())).device
-    with torch.autocast(device.type, enabled=False):
-        return objective.loss(model, _full(encoded))
+    return objective.loss(model, _full(encoded))
 
 
 def _full(encoded: Encoded) -> Encoded:

@@ -12,7 +12,7 @@ import lightning as L
 import torch
 from tqdm import tqdm
 
-from vlm.distributed import ControlGroup, Topology, max_over_ranks
+from vlm.distributed import ControlGroup, Topology, max_over_ranks, take_from_first
 from vlm.errors import TrainingError
 from vlm.evaluation import Evaluator, run_suite
 from vlm.files import writing
@@ -155,7 +155,7 @@ class StepLog(L.Callback):
             f"the loss or its gradient is not finite at step {step}; its images, captions and keys "
             f"{kept}. No checkpoint has been written since: look at the batch, then go on with "
             "run.resume=true and, say, a lower optimizer.lr, confirmed by run.accept_changes=[optimizer.lr]"
-        )
+        ).on_all_ranks()
 
     def _rates(self, module: TrainingModule) -> dict[str, float]:
         """Speed since the last call, and shares of its time; evaluating and saving do not count."""
@@ -378,6 +378,8 @@ class Evaluate(Pausing):
             self.progress()
             self.checkpoint.end_if_asked(trainer, module)
 
+        # Running statistics are of each rank's own rows; a checkpoint has those of the first.
+        take_from_first(value for value in module.towers.buffers() if value.is_floating_point())
         embedder = Embedder(
             self.loaded(module),
             Topology.current(),

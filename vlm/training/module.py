@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor, nn
+from torch import Tensor
 
 from vlm.distributed import gather_objects, mean_over_ranks
 from vlm.errors import ConfigError, DataError
@@ -222,24 +222,14 @@ class TrainingModule(L.LightningModule):
         missing = self.objective.required_keys - batch.keys()
         if missing:
             name = type(self.objective).__name__
-            raise ConfigError(f"objective {name} needs {sorted(missing)}, which the data does not give")
+            message = f"objective {name} needs {sorted(missing)}, which the data does not give"
+            raise ConfigError(message).on_all_ranks()
         rows = gather_objects(len(batch["image"]))
         if len(set(rows)) > 1:
             raise DataError(
                 f"ranks have batches of {rows} rows; every rank must have the same number, which is "
                 "data.global_batch_size divided by the ranks"
-            )
-        if self.micro_batch_size is not None and self.micro_batch_size < rows[0]:
-            self._refuse_batch_norm()
-
-    def _refuse_batch_norm(self) -> None:
-        for name, module in self.towers.named_modules():
-            if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                raise ConfigError(
-                    f"trainer.micro_batch_size={self.micro_batch_size} with batch normalisation in {name}: "
-                    "its statistics would be those of micro-batches; set it to null, or take another norm, "
-                    "as by model.image.options.norm_layer=groupnorm1"
-                )
+            ).on_all_ranks()
 
 
 def _named(output: StepOutput) -> dict[str, Tensor]:

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ import lightning as L
 import torch
 from filelock import FileLock, Timeout
 from lightning.pytorch.loggers import Logger, WandbLogger
+from torch import nn
 
 from vlm.data import TrainData, TrainSet
 from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
@@ -38,7 +40,7 @@ from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
 from vlm.training.control import Control
 from vlm.training.engines import AVERAGE, Engine, Strategy, build_engine, check_holds
 from vlm.training.init_from import InitFrom
-from vlm.training.launch import srun_environment, start_ranks
+from vlm.training.launch import check_ranks, srun_environment, start_ranks
 from vlm.training.module import TrainingModule
 from vlm.training.optimizer import AdamW
 from vlm.training.schedule import CosineSchedule
@@ -54,10 +56,12 @@ MAY_CHANGE = (
     "run.name",
     "run.resume",
     "run.accept_changes",
+    "resolved",
     "init_from",
     "resize_positions",
     "paths",
     "make_data",
+    "objective.implementation",
     "data.num_workers",
     "data.max_broken_share",
     "data.remote",
@@ -147,7 +151,7 @@ class Trainer:
                 num_nodes=self.num_nodes,
                 accelerator=self.accelerator,
                 strategy=engine.strategy(one_device=self._one_device),
-                precision=self.precision,
+                precision=engine.lightning_precision,
                 plugins=srun_environment(),
                 max_epochs=1,
                 enable_checkpointing=False,
@@ -165,6 +169,7 @@ class Trainer:
             L.fabric.utilities.exceptions.MisconfigurationException,
         ) as error:
             raise ConfigError(f"trainer.devices/accelerator/strategy/precision: {error}") from error
+        check_ranks(os.environ, devices=trainer.num_devices, num_nodes=trainer.num_nodes)
         engine.check(trainer)
         return trainer
 
@@ -416,7 +421,7 @@ def _checkpoint(
         max_steps=run.trainer.max_steps,
         keep_last=run.checkpoint.keep_last,
         keep_best=run.checkpoint.keep_best,
-        config=run.config,
+        config=_resolved(run),
         data=data.fingerprint,
     )
 
@@ -470,7 +475,9 @@ def _prepare(run: Run) -> Path | None:
     for evaluator in run.evaluators.values():
         evaluator.check()
     spec = _spec(run, tokenizer, start, init)
-    run.optimizer.lr_scales(described(spec))
+    model = described(spec)
+    run.optimizer.lr_scales(model)
+    _check_batch_norm(run, model)
     if start is None:
         try_pretrained(spec, resize_positions=run.resize_positions)
     if init is not None:
@@ -486,7 +493,7 @@ def _prepare(run: Run) -> Path | None:
             tokenizer.save(draft)
         if start is None or load_step(start) < run.trainer.max_steps:  # else it would not be what was run
             with replacing(run.folder / "config.json") as draft:
-                draft.write_text(json.dumps(run.config, indent=2, ensure_ascii=False))
+                draft.write_text(json.dumps(_resolved(run), indent=2, ensure_ascii=False))
     return start
 
 
@@ -539,7 +546,7 @@ def _check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
     What run.accept_changes names may change, except what the weights themselves depend on.
     """
     try:
-        old, new = _fixed(read_config(start)), _fixed(run.config)
+        old, new = _fixed(read_config(start)), _fixed(_resolved(run))
     except (KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{start}/{CONFIG} is not the configuration of a run: {error!r}") from error
     changes = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
@@ -562,8 +569,16 @@ def _check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
         log.warning("going on with changes: %s", listing)
 
 
+def _resolved(run: Run) -> dict[str, Any]:
+    """The configuration, and what follows from it and the ranks that there are."""
+    return {**run.config, "resolved": {"num_groups": run.objective.num_groups}}
+
+
 def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change at resume, by key; data may move to another folder."""
+    """What may not change at resume, by key; data may move to another folder.
+
+    Ranks may be more or fewer, so that for the objective it is not how many are in a group that counts.
+    """
     data = config["paths"]["data"].rstrip("/") + "/"
 
     def relative(value: Any) -> Any:
@@ -571,7 +586,13 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
             return [relative(item) for item in value]
         return value.removeprefix(data) if isinstance(value, str) else value
 
-    return {key: relative(value) for key, value in _flat(config).items() if not _under(key, MAY_CHANGE)}
+    fixed = {key: relative(value) for key, value in _flat(config).items() if not _under(key, MAY_CHANGE)}
+    if "objective.group_size" in fixed:
+        groups = config.get("resolved", {}).get("num_groups", 1)
+        one = "one group of all pairs"
+        pairs = fixed["data.global_batch_size"]
+        fixed["objective.group_size"] = f"{groups} groups of {pairs // groups} pairs" if groups > 1 else one
+    return fixed
 
 
 def _under(key: str, names: Iterable[str]) -> bool:
@@ -586,6 +607,20 @@ def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
         else:
             out[f"{prefix}{key}"] = value
     return out
+
+
+def _check_batch_norm(run: Run, model: nn.Module) -> None:
+    """Refuse micro-batches where a tower takes statistics over the rows that it sees at once."""
+    size = run.trainer.micro_batch_size
+    if size is None or size >= run.data.global_batch_size // Topology.current().world_size:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"trainer.micro_batch_size={size} with batch normalisation in {name}: its statistics would "
+                "be those of micro-batches; set it to null, or take another norm, as by "
+                "model.image.options.norm_layer=groupnorm1"
+            )
 
 
 def _check_best(run: Run) -> None:

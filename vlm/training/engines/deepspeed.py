@@ -4,7 +4,7 @@ import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from functools import partial
-from typing import Any, cast
+from typing import Any, Literal, cast
 
 import deepspeed
 import lightning as L
@@ -45,6 +45,11 @@ class DeepSpeed(Engine):
 
     def strategy(self, *, one_device: bool) -> Strategy:
         return self._strategy
+
+    @property
+    def lightning_precision(self) -> Literal["32-true", "bf16-mixed"]:
+        # Goes into DeepSpeed's configuration; there is no autocast.
+        return "bf16-mixed" if self.precision == "bf16-mixed" else "32-true"
 
     def prepare(self, model: DualEncoder) -> None:
         # Of collectives that DeepSpeed calls by their older names, once a call.

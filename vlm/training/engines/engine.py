@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
+from typing import Literal, cast
 
 import lightning as L
 import torch
@@ -36,6 +37,11 @@ class Engine:
         """For Lightning's trainer."""
         return "auto" if one_device else "ddp"
 
+    @property
+    def lightning_precision(self) -> Literal["32-true", "bf16-mixed"]:
+        """For Lightning's trainer, which would put a whole step under autocast, its backward with it."""
+        return "32-true"
+
     def check(self, trainer: L.Trainer) -> None:
         """Raise a ConfigError where the trainer's devices will not do."""
 
@@ -50,8 +56,17 @@ class Engine:
             load_moments(optimizer, dict(model.named_parameters()), moments)
 
     def encode(self, module: L.LightningModule, objective: Objective, model: DualEncoder) -> Encode:
-        """`objective.encode` of a micro-batch, so that what it gives can be sent backward."""
-        return partial(objective.encode, model)
+        """`objective.encode` of a micro-batch, so that what it gives can be sent backward.
+
+        Nothing but the towers runs under autocast: losses and what is computed backward are not made for it.
+        """
+        autocast = torch.autocast(
+            module.device.type,
+            torch.bfloat16,
+            enabled=self.precision == "bf16-mixed",
+            cache_enabled=False,  # what is cast without a graph, for micro-batches, would be met by the next
+        )
+        return cast(Encode, autocast(partial(objective.encode, model)))
 
     def backward(self, module: L.LightningModule, loss: Tensor, *, last: bool) -> None:
         """Add the gradients of one micro-batch; after the last they are averaged over ranks."""

@@ -1,0 +1,39 @@
+"""What a run looks at in its first batch."""
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed as dist
+from gloo import run_gloo
+from tiny_model import objective_of
+
+from vlm.errors import DataError
+from vlm.training.module import TrainingModule
+from vlm.types import Batch
+
+
+def refusal(rows: list[int]) -> tuple[str, bool]:
+    length = rows[dist.get_rank()]
+    batch = Batch(
+        image=torch.zeros(length, 3, 2, 2), text=torch.zeros(length, 2), caption_id=torch.zeros(length)
+    )
+    try:
+        TrainingModule._check_first(SimpleNamespace(objective=objective_of()), batch)  # type: ignore[arg-type]
+    except DataError as error:
+        return str(error), error.of_all_ranks
+    return "", False
+
+
+@pytest.mark.parametrize("rows", [[4, 4], [4, 3]])
+def test_batches_that_differ_between_ranks_are_refused_by_every_rank(rows: list[int], tmp_path: Path) -> None:
+    found = run_gloo(refusal, 2, tmp_path, rows)
+    assert found[0] == found[1]
+    message, of_all_ranks = found[0]
+    if rows[0] == rows[1]:
+        assert message == ""
+    else:
+        assert "ranks have batches of [4, 3] rows" in message
+        assert "data.global_batch_size" in message
+        assert of_all_ranks
