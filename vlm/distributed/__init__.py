@@ -10,7 +10,7 @@ from vlm.distributed.collectives import (
     take_from_first,
 )
 from vlm.distributed.control import ControlGroup
-from vlm.distributed.groups import split_ranks
+from vlm.distributed.groups import check_group_size, split_ranks
 from vlm.distributed.launch import is_main_process, process_group
 from vlm.distributed.topology import Group, Topology
 
@@ -18,6 +18,7 @@ __all__ = [
     "ControlGroup",
     "Group",
     "Topology",
+    "check_group_size",
     "gather_objects",
     "gather_rows",
     "is_main_process",

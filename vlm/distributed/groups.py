@@ -25,17 +25,21 @@ def split_ranks(size: int | Literal["node"] | None, *, key: str) -> Group:
         return everyone
     if size == "node":
         size = _ranks_per_node(key)
-    if size < 1 or everyone.size % size:
-        fitting = [str(n) for n in range(1, everyone.size + 1) if everyone.size % n == 0]
-        raise ConfigError(
-            f"{key}={size} does not divide the {everyone.size} ranks of this run; {', '.join(fitting)} do, "
-            "and null takes all of them"
-        ).on_all_ranks()
+    check_group_size(size, everyone.size, key=key)
     if size == everyone.size:
         return everyone
     # Every rank makes every group, in the same order, else torch.distributed waits for ever.
     handles = [dist.new_group(range(first, first + size)) for first in range(0, everyone.size, size)]
     return Group(rank=everyone.rank % size, size=size, handle=handles[everyone.rank // size])
+
+
+def check_group_size(size: int, world_size: int, *, key: str) -> None:
+    """Raise a ConfigError unless so many ranks fall into groups of `size`."""
+    if size < 1 or world_size % size:
+        fitting = ", ".join(str(n) for n in range(1, world_size + 1) if world_size % n == 0)
+        raise ConfigError(
+            f"{key}={size} has to divide the number of ranks, {world_size}: take {fitting}, or null for all"
+        ).on_all_ranks()
 
 
 def _ranks_per_node(key: str) -> int:

@@ -100,9 +100,9 @@ class LossCost:
         )
 
 
-def choose_implementation(*, pairs: int, all_pairs: int, hard: int = 0) -> Implementation:
+def choose_implementation(*, pairs: int, all_pairs: int) -> Implementation:
     """`local_rows` while its logits are small, else `tiled`; arguments as of `logits_bytes`."""
-    stored = logits_bytes("local_rows", pairs=pairs, all_pairs=all_pairs, hard=hard)
+    stored = logits_bytes("local_rows", pairs=pairs, all_pairs=all_pairs)
     return "local_rows" if stored <= STORED_LIMIT else "tiled"
 
 

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from vlm.distributed import Group, Topology, split_ranks
+from vlm.distributed import Group, Topology, check_group_size, split_ranks
 from vlm.errors import ConfigError
 from vlm.losses import (
     Implementation,
@@ -63,7 +63,9 @@ class ContrastiveObjective(Objective):
         self.num_groups = topology.world_size // self.group.size
 
     def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int) -> LossCost:
-        members = node_size if self.group_size == "node" else self.group_size or world_size
+        members = node_size if self.group_size == "node" else self.group_size
+        members = world_size if members is None else members
+        check_group_size(members, world_size, key="objective.group_size")
         all_pairs = pairs * members
         implementation = self.implementation
         if implementation == "auto":

@@ -38,6 +38,9 @@ class Objective(nn.Module):
 
         Args:
             dim: of the vectors. node_size: ranks on a machine.
+
+        Raises:
+            ConfigError: so many ranks cannot be grouped as asked for.
         """
         return None
 
