@@ -103,7 +103,7 @@ class Trainer:
     """
 
     max_steps: int
-    devices: int | str
+    devices: int | Literal["auto"]
     num_nodes: int
     accelerator: str
     strategy: Strategy
@@ -118,6 +118,8 @@ class Trainer:
         for name in ("max_steps", "num_nodes", "log_every_n_steps"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"trainer.{name}={getattr(self, name)} must be at least 1")
+        if self.devices != "auto" and self.devices < 1:
+            raise ConfigError(f"trainer.devices={self.devices} must be at least 1, or auto for every GPU")
         if self.max_steps > _MOST_STEPS:
             raise ConfigError(f"trainer.max_steps={self.max_steps} must be at most {_MOST_STEPS}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
@@ -132,10 +134,16 @@ class Trainer:
             )
 
     @property
-    def _one_device(self) -> bool:
-        gpus = torch.cuda.device_count() if self.accelerator != "cpu" else 0
-        devices = max(1, gpus) if self.devices == "auto" else self.devices
-        return devices == 1 and self.num_nodes == 1
+    def ranks_per_node(self) -> int:
+        """`devices`, counted where they are "auto"."""
+        if self.devices != "auto":
+            return self.devices
+        return max(1, torch.cuda.device_count() if self.accelerator != "cpu" else 0)
+
+    @property
+    def world_size(self) -> int:
+        """All ranks."""
+        return self.ranks_per_node * self.num_nodes
 
     def engine(self) -> Engine:
         """What `strategy` names."""
@@ -150,7 +158,7 @@ class Trainer:
                 devices=self.devices,
                 num_nodes=self.num_nodes,
                 accelerator=self.accelerator,
-                strategy=engine.strategy(one_device=self._one_device),
+                strategy=engine.strategy(one_device=self.world_size == 1),
                 precision=engine.lightning_precision,
                 plugins=srun_environment(),
                 max_epochs=1,
