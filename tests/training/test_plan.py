@@ -8,11 +8,11 @@ import torch
 from toy_run import composed, tiny_overrides
 
 from vlm.cli.train import run_from
-from vlm.errors import VlmError
+from vlm.errors import ConfigError, VlmError
 from vlm.models import build_model
 from vlm.training import plan
 from vlm.training.clock import StepClock
-from vlm.training.plan import SPREAD
+from vlm.training.plan import SPREAD, _memory, _parameter_traffic
 from vlm.training.work import Work
 
 
@@ -51,6 +51,70 @@ def test_ranks_share_the_batch_and_exchange_gradients_and_vectors(tmp_path: Path
     assert numbers(four, "received")["gradients and weights"] == pytest.approx(2 * 3 / 4 * weights, rel=0.01)
     assert numbers(four, "received")["loss"] > 0
     assert SPREAD["ddp"] == frozenset()
+
+
+@pytest.mark.parametrize(
+    ("strategy", "precision", "memory", "received", "received_in_two_parts"),
+    [
+        # An all-reduce counts twice, as a scatter and a gather.
+        ("ddp", "32-true", (4, 4, 8), 4 + 4, 4 + 4),
+        ("ddp", "bf16-mixed", (4, 4, 8), 4 + 4, 4 + 4),
+        # Gathered for each forward and each backward; each of two parts goes forward twice.
+        ("fsdp2", "32-true", (4 / 4, 4 / 4, 8 / 4), 2 * 4 + 4, 6 * 4 + 2 * 4),
+        ("fsdp2", "bf16-mixed", (4 / 4, 4 / 4, 8 / 4), 2 * 2 + 4, 6 * 2 + 2 * 4),
+        # All-reduced, and the weights gathered after the step.
+        ("deepspeed_zero1", "32-true", (4, 4, 12 / 4), 8 + 4, 8 + 4),
+        ("deepspeed_zero1", "bf16-mixed", (2, 2, 12 / 4), 4 + 2, 4 + 2),
+        ("deepspeed_zero2", "32-true", (4, 4 / 4, 12 / 4), 8 + 4, 2 * 8 + 4),
+        ("deepspeed_zero2", "bf16-mixed", (2, 2 / 4, 12 / 4), 4 + 2, 2 * 4 + 2),
+        ("deepspeed_zero3", "32-true", (4 / 4, 4 / 4, 8 / 4), 2 * 4 + 4, 6 * 4 + 2 * 4),
+        ("deepspeed_zero3", "bf16-mixed", (2 / 4, 2 / 4, 12 / 4), 2 * 2 + 2, 6 * 2 + 2 * 2),
+    ],
+)
+def test_every_strategy_holds_and_receives_what_it_does_by_hand(
+    tmp_path: Path,
+    strategy: str,
+    precision: str,
+    memory: tuple[float, ...],
+    received: int,
+    received_in_two_parts: int,
+) -> None:
+    """Bytes a parameter: weights, gradients, optimizer; and of the 3 / 4 of it that other ranks send."""
+    how = [f"trainer={strategy}", f"trainer.precision={precision}", "trainer.devices=4"]
+    run = run_from(composed([*tiny_overrides(tmp_path), *how]))
+    parts = ("weights", "gradients", "optimizer")
+    assert _memory(run, 800, 4) == {n: 800 * size for n, size in zip(parts, memory, strict=True)}
+    assert _parameter_traffic(run.trainer, 800, 4, parts=1) == 600 * received
+    assert _parameter_traffic(run.trainer, 800, 4, parts=2) == 600 * received_in_two_parts
+
+
+def test_a_plan_counts_the_micro_batches(tmp_path: Path) -> None:
+    how = ["trainer=fsdp2", "trainer.devices=2", "trainer.micro_batch_size=7"]
+    text = plan(run_from(composed([*tiny_overrides(tmp_path), *how])))  # 16 rows, so 3 parts
+    weights = 2 * numbers(text, "memory of a rank")["weights"]
+    assert numbers(text, "received")["gradients and weights"] == pytest.approx(
+        (9 + 3) / 2 * weights, rel=0.01
+    )
+
+
+@pytest.mark.parametrize("devices", ["-1", "0", "'0,1'", "many", "1.5", "true", "null"])
+def test_devices_are_a_number_or_auto(tmp_path: Path, devices: str) -> None:
+    with pytest.raises(ConfigError, match=r"^trainer\.devices="):
+        run_from(composed([*tiny_overrides(tmp_path), f"trainer.devices={devices}"]))
+
+
+def test_auto_is_one_process_on_a_cpu(tmp_path: Path) -> None:
+    overrides = ["trainer.devices=auto", "trainer.num_nodes=4"]
+    assert " on 4 ranks" in plan(run_from(composed([*tiny_overrides(tmp_path), *overrides])))
+
+
+@pytest.mark.parametrize("size", ["3", "0", "-1", "8"])
+def test_groups_that_ranks_cannot_form_are_refused(tmp_path: Path, size: str) -> None:
+    overrides = ["trainer.devices=4", f"objective.group_size={size}"]
+    with pytest.raises(
+        ConfigError, match=rf"^objective\.group_size={size} has to divide .* 4: take 1, 2, 4, or null"
+    ):
+        plan(run_from(composed([*tiny_overrides(tmp_path), *overrides])))
 
 
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path) -> None:

@@ -16,7 +16,6 @@ import torch
 from vlm.bench.processes import last_line, require_open_clip, run_process
 from vlm.bench.report import Report
 from vlm.bench.step_report import require_comparable, step_report
-from vlm.data.tokenizers import BpeTokenizerRecipe
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
 from vlm.models import CausalTextSpec, ModelSpec
@@ -25,6 +24,7 @@ from vlm.training import Run
 from vlm.training.engines import Engine
 from vlm.training.launch import start_ranks
 from vlm.training.module import TrainingModule
+from vlm.training.plan import planned_spec
 from vlm.training.run import check_held
 from vlm.training.work import Work
 from vlm.types import Batch
@@ -82,6 +82,11 @@ class StepBench:
             ConfigError: the peer is not to be had, or cannot build such a model.
         """
         found: dict[str, list[dict[str, Any]]] = {"vlm": []}
+        if run.trainer.world_size > 1:  # Lightning would start the others without the verb
+            raise ConfigError(
+                f"trainer.devices={run.trainer.devices} trainer.num_nodes={run.trainer.num_nodes} are more "
+                "than one rank, and vlm bench step measures one; set both to 1"
+            )
         peer = None if self.peer is None else self._peer_case(run)
         if peer is not None:
             require_open_clip(self.peer_python, key="bench.peer_python")
@@ -101,7 +106,7 @@ class StepBench:
         )
 
     def _peer_case(self, run: Run) -> dict[str, Any]:
-        spec = _spec(run)
+        spec = planned_spec(run)
         if not isinstance(spec.text, CausalTextSpec):
             raise ConfigError(
                 f"bench.peer={self.peer} has no text tower of model.text.kind={spec.text.kind}; use causal"
@@ -171,7 +176,7 @@ def measure(run: Run, bench: StepBench) -> dict[str, Any]:
 
 def _module(run: Run, engine: Engine) -> TrainingModule:
     return TrainingModule(
-        _spec(run).without_pretrained(),
+        planned_spec(run).without_pretrained(),
         run.objective,
         engine=engine,
         optimizer=run.optimizer,
@@ -252,14 +257,6 @@ def _random_batch(spec: ModelSpec, rows: int, length: int, device: torch.device)
         caption_id=torch.arange(rows, device=device),
         key=[str(row) for row in range(rows)],
     )
-
-
-def _spec(run: Run) -> ModelSpec:
-    if isinstance(run.tokenizer, BpeTokenizerRecipe):
-        size = run.tokenizer.vocab_size
-        return run.model.with_tokenizer(vocab_size=size, eot_id=size - 1)
-    tokenizer = run.tokenizer.build(lambda limit: ())
-    return run.model.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
 
 
 def _peak_tflops(bench: StepBench, work: Work, device: torch.device) -> tuple[float, str]:

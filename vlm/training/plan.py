@@ -2,14 +2,12 @@
 
 from collections.abc import Mapping
 
-import torch
-
 from vlm.data.tokenizers import BpeTokenizerRecipe
 from vlm.models import ModelSpec, TowerCost, tower_costs
 from vlm.training.init_from import InitFrom
 from vlm.training.run import Run, Trainer, check_held
 
-FLOAT = 4
+FLOAT, HALF = 4, 2
 MIB, GIGA = 2**20, 10**9
 SPREAD: Mapping[str, frozenset[str]] = {
     "ddp": frozenset(),
@@ -32,16 +30,17 @@ def plan(run: Run) -> str:
             cannot hold what the run keeps.
     """
     check_held(run)
-    world_size, node_size = _ranks(run.trainer)
+    world_size, node_size = run.trainer.world_size, run.trainer.ranks_per_node
     run.data.check_world_size(world_size)
     pairs = run.data.global_batch_size // world_size
     rows = min(pairs, run.trainer.micro_batch_size or pairs)
-    spec, length = _spec(run), run.tokenizer.context_length
+    spec, length = planned_spec(run), run.tokenizer.context_length
     towers = tower_costs(spec, text_length=length)
     loss = run.objective.cost(pairs=pairs, dim=spec.embed_dim, world_size=world_size, node_size=node_size)
     parameters = sum(tower.parameters for tower in towers.values())
     memory = _memory(run, parameters, world_size) | {"activations": _activations(run, towers, rows)}
-    traffic = {"gradients and weights": _parameter_traffic(run.trainer.strategy, parameters, world_size)}
+    received = _parameter_traffic(run.trainer, parameters, world_size, parts=-(-pairs // rows))
+    traffic = {"gradients and weights": received}
     flops = {f"{name} tower": 3 * tower.forward_flops for name, tower in towers.items()}
     if loss is not None:
         memory |= {f"logits ({loss.implementation})": loss.logits_bytes}
@@ -61,14 +60,7 @@ def plan(run: Run) -> str:
     )
 
 
-def _ranks(trainer: Trainer) -> tuple[int, int]:
-    """All, and those of one machine."""
-    gpus = torch.cuda.device_count() if trainer.accelerator != "cpu" else 0
-    devices = max(1, gpus) if trainer.devices == "auto" else int(trainer.devices)
-    return devices * trainer.num_nodes, devices
-
-
-def _spec(run: Run) -> ModelSpec:
+def planned_spec(run: Run) -> ModelSpec:
     """The model with a vocabulary; that of a BPE to be trained is as large as it may become."""
     if run.init_from is not None:
         init = InitFrom(run.init_from, resize_positions=run.resize_positions)
@@ -82,9 +74,13 @@ def _spec(run: Run) -> ModelSpec:
 
 
 def _memory(run: Run, parameters: int, world_size: int) -> dict[str, int]:
-    """Of the weights and what goes with them: float32, two moments in AdamW, and an average if asked for."""
-    spread = SPREAD.get(run.trainer.strategy, frozenset())
-    whole = {"weights": FLOAT, "gradients": FLOAT, "optimizer": 2 * FLOAT}
+    """Of the weights and what goes with them: two moments in AdamW, DeepSpeed's own float32 weights, an average if
+    asked for."""
+    strategy, inside = run.trainer.strategy, _tower_float(run.trainer)
+    # With stage 3 in float32 these are the weights themselves.
+    copy = FLOAT if strategy in ("deepspeed_zero1", "deepspeed_zero2") or inside == HALF else 0
+    spread = SPREAD[strategy]
+    whole = {"weights": inside, "gradients": inside, "optimizer": 2 * FLOAT + copy}
     if run.trainer.ema_decay is not None:
         whole["average"] = FLOAT
     return {name: parameters * size // (world_size if name in spread else 1) for name, size in whole.items()}
@@ -95,10 +91,26 @@ def _activations(run: Run, towers: Mapping[str, TowerCost], rows: int) -> int:
     return kept if run.trainer.precision == "32-true" else kept // 2
 
 
-def _parameter_traffic(strategy: str, parameters: int, world_size: int) -> int:
-    """An all-reduce of gradients; or two gathers of weights and one scatter of gradients."""
-    times = 3 if "weights" in SPREAD.get(strategy, frozenset()) else 2
-    return times * FLOAT * parameters * (world_size - 1) // world_size
+def _tower_float(trainer: Trainer) -> int:
+    """Bytes of a weight, and of its gradient, in the towers."""
+    half = trainer.precision == "bf16-mixed" and trainer.strategy.startswith("deepspeed")
+    return HALF if half else FLOAT
+
+
+def _parameter_traffic(trainer: Trainer, parameters: int, world_size: int, *, parts: int) -> int:
+    """Bytes of weights gathered and of gradients reduced, for a step in so many micro-batches."""
+    weight = FLOAT if trainer.precision == "32-true" else HALF
+    # Forward and backward; of several micro-batches each goes forward once more, for the loss of them all.
+    gathers = 2 if parts == 1 else 3 * parts
+    # An all-reduce is a scatter and a gather. DeepSpeed reduces its buckets so even where it keeps a share.
+    received = {
+        "ddp": 2 * FLOAT,
+        "fsdp2": gathers * weight + parts * FLOAT,
+        "deepspeed_zero1": 2 * weight + weight,
+        "deepspeed_zero2": parts * 2 * weight + weight,
+        "deepspeed_zero3": gathers * weight + parts * weight,
+    }
+    return received[trainer.strategy] * parameters * (world_size - 1) // world_size
 
 
 def _block(title: str, parts: Mapping[str, int], unit: int) -> list[str]:
