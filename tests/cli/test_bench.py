@@ -2,15 +2,18 @@
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 from small_shards import write_shards
-from toy_run import TINY_MODEL
+from toy_run import TINY_MODEL, composed
 
 from vlm.cli.bench import VERBS
+from vlm.errors import ConfigError
+from vlm.settings import build
 
 LOSSES = ["rows=64", "dim=16", "rounds=1", "device=cpu"]
 
@@ -102,10 +105,9 @@ def test_every_verb_has_help(verb: str, tmp_path: Path) -> None:
     [
         (["data", "data.train.shards=none/*.tar"], "matches no file"),
         (["data"], "no value for data.train.shards"),
-        (["loss", *LOSSES, "columns=100"], "columns=100 is no multiple of rows=64"),
-        (["loss", *LOSSES, "losses=[softmin]"], "losses=[softmin]: known are softmax, sigmoid"),
         (["loss", *LOSSES, "peer=open_clip", "peer_python=nowhere"], "peer_python=nowhere cannot be started"),
         (["loss", *LOSSES, "peer=open_clip"], "pip install open_clip_torch"),
+        (["step", "experiment=toy", "trainer.devices=2"], "trainer.devices=2 trainer.num_nodes=1 are more"),
         (["step", "experiment=toy", "bench.steps=0"], "bench.steps=0 must be at least 1"),
         (["step", "experiment=toy", "bench.text_length=1"], "bench.text_length=1 must be at least 2"),
         (["scale", "columns=1000"], "columns=1000 is no multiple of pairs=1024"),
@@ -121,3 +123,19 @@ def test_a_mistake_is_one_message(arguments: list[str], message: str, tmp_path: 
     assert done.returncode == 1
     assert message in done.stderr
     assert done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("argument", "message"),
+    [
+        ("columns=-64", "columns=-64 must be at least 1"),
+        ("columns=0", "columns=0 must be at least 1"),
+        ("columns=32", "columns=32 is no multiple of rows=64"),
+        ("losses=[softmin]", "losses=[softmin] has to name one or more of softmax, sigmoid"),
+        ("losses=[]", "losses=[] has to name one or more of softmax, sigmoid"),
+        ("implementations=[]", "implementations=[] has to name one or more of dense, local_rows, tiled"),
+    ],
+)
+def test_a_loss_that_cannot_be_measured_is_refused(argument: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=f"^{re.escape(message)}"):
+        build(composed([*LOSSES, argument], name="bench_loss"), "")

@@ -44,7 +44,7 @@ class LossBench:
     out: str | None
 
     def __post_init__(self) -> None:
-        for name in ("rows", "dim", "rounds", "tile"):
+        for name in ("rows", "columns", "dim", "rounds", "tile"):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ConfigError(f"{name}={value} must be at least 1")
@@ -57,8 +57,12 @@ class LossBench:
             ("losses", ("softmax", "sigmoid")),
             ("implementations", ("dense", "local_rows", "tiled")),
         ):
-            if wrong := [value for value in getattr(self, name) if value not in known]:
-                raise ConfigError(f"{name}=[{','.join(wrong)}]: known are {', '.join(known)}")
+            values = getattr(self, name)
+            wrong = [value for value in values if value not in known]
+            if wrong or not values:
+                raise ConfigError(
+                    f"{name}=[{','.join(values)}] has to name one or more of {', '.join(known)}"
+                )
 
     @property
     def num_columns(self) -> int:
