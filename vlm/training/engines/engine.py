@@ -77,10 +77,10 @@ class Engine:
 
     def step(self, model: DualEncoder, optimizer: LightningOptimizer) -> Tensor:
         """Clip and step; the norm of the gradient before it was clipped."""
-        parameters = [p for p in model.parameters() if p.grad is not None]
-        norm = self._full(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+        gradients = [p.grad for p in model.parameters() if p.grad is not None]
+        norm = self._full(torch.nn.utils.get_total_norm(gradients))
         if self.gradient_clip is not None:
-            torch.nn.utils.clip_grads_with_norm_(parameters, self.gradient_clip, norm)
+            torch.nn.utils.clip_grads_with_norm_(model.parameters(), self.gradient_clip, norm)
         optimizer.step()
         return norm
 
