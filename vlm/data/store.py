@@ -66,7 +66,7 @@ class Store:
         try:
             self._files, self._path = fsspec.core.url_to_fs(url, **options)
         except ImportError as error:
-            raise DataError(f"{url} cannot be opened: {error} (for s3: pip install 'vlm[s3]')") from error
+            raise DataError(f"{url} cannot be opened: {error} (for s3: pip install -e '.[s3]')") from error
         except ValueError as error:
             raise DataError(f"{url} cannot be opened: {error}") from error
         if url.startswith("s3://"):

@@ -56,7 +56,7 @@ def build_engine(strategy: Strategy, *, precision: str, gradient_clip: float | N
     if importlib.util.find_spec("deepspeed") is None:
         raise ConfigError(
             f"trainer.strategy={strategy} needs the package deepspeed, which is not installed: "
-            "pip install 'vlm[deepspeed]', or take trainer.strategy=fsdp2 or ddp"
+            "pip install -e '.[deepspeed]', or take trainer.strategy=fsdp2 or ddp"
         )
     from vlm.training.engines.deepspeed import DeepSpeed  # an optional package, and slow to import
 
