@@ -1,4 +1,4 @@
-"""What autograd keeps of each way to compute the loss, and how it grows with ranks: kept.csv, exponents."""
+"""What autograd keeps of each way to compute the loss, over ranks and over sizes of groups: kept.csv."""
 
 import argparse
 import csv
@@ -55,10 +55,15 @@ def main() -> None:
     rows = []
     for kind in ("softmax", "sigmoid"):
         for implementation in IMPLEMENTATIONS:
-            for group_size in (None, GROUP):
-                kept = [kept_bytes(kind, implementation, ranks, group_size) for ranks in RANKS]
+            series = {
+                "": [(ranks, None) for ranks in RANKS],
+                f", groups of {GROUP}": [(ranks, GROUP) for ranks in RANKS],
+                f", {RANKS[-1]} ranks in groups of so many": [(RANKS[-1], size) for size in RANKS],
+            }
+            for how, sizes in series.items():
+                kept = [kept_bytes(kind, implementation, *size) for size in sizes]
                 exponent = np.polyfit(np.log(RANKS), np.log(kept), 1)[0]
-                name = f"{kind} {implementation}" + (f", groups of {GROUP}" if group_size else "")
+                name = f"{kind} {implementation}{how}"
                 rows.append(
                     {"loss": name, **dict(zip(RANKS, kept, strict=True)), "exponent": f"{exponent:.3f}"}
                 )

@@ -79,11 +79,15 @@ def saved_at_each_size(implementation: Implementation, kind: str, group_size: in
     found = []
     for world_size in WORLD_SIZES:
         pretend_ranks(world_size)
-        group = split_ranks(group_size, key="objective.group_size")
-        image, text = vectors(PAIRS, DIM), vectors(PAIRS, DIM)
-        how = {"implementation": implementation, "group": group, "tile": 8}
-        found.append(saved_bytes(lambda image=image, text=text, how=how: loss_of(kind, image, text, **how)))
+        found.append(saved_in_a_group(implementation, kind, group_size))
     return found
+
+
+def saved_in_a_group(implementation: Implementation, kind: str, group_size: int | None) -> int:
+    group = split_ranks(group_size, key="objective.group_size")
+    image, text = vectors(PAIRS, DIM), vectors(PAIRS, DIM)
+    how = {"implementation": implementation, "group": group, "tile": 8}
+    return saved_bytes(lambda: loss_of(kind, image, text, **how))
 
 
 @pytest.fixture
@@ -112,6 +116,19 @@ def test_what_is_kept_grows_with_the_columns_as_it_should(
     found = saved_at_each_size(implementation, kind, group_size)
     columns = tuple(PAIRS * world_size for world_size in WORLD_SIZES)
     assert exponent(columns, found) == pytest.approx(expected, abs=0.1), found
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize(("implementation", "expected"), [("dense", 2), ("local_rows", 1), ("tiled", 1)])
+@pytest.mark.usefixtures("alone_again")
+def test_what_is_kept_grows_with_the_size_of_a_group_as_with_as_many_ranks(
+    implementation: Implementation, expected: float, kind: str
+) -> None:
+    ungrouped = saved_at_each_size(implementation, kind, None)
+    pretend_ranks(2 * WORLD_SIZES[-1])
+    found = [saved_in_a_group(implementation, kind, group_size) for group_size in WORLD_SIZES]
+    assert found == ungrouped
+    assert exponent(WORLD_SIZES, found) == pytest.approx(expected, abs=0.1), found
 
 
 @pytest.mark.parametrize("kind", KINDS)
