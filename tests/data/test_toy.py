@@ -5,6 +5,7 @@ import subprocess
 import sys
 import tarfile
 from collections import Counter
+from functools import lru_cache
 from itertools import combinations, permutations
 from pathlib import Path
 from random import Random
@@ -268,6 +269,7 @@ def test_every_kind_of_lie_is_told(choice: list[dict[str, Any]]) -> None:
     assert min(told.values()) > len(choice) / 4
 
 
+@lru_cache(maxsize=64)
 def _word_statistics(caption: str) -> set[str]:
     words = caption.split()
     return {f"{i} {word}" for i, word in enumerate(words)} | {" ".join(p) for p in combinations(words, 2)}

@@ -50,7 +50,7 @@ def alone(shards: str) -> dict[int, dict[str, Any]]:
     return evaluate_all(shards)
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
+@pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.long), 4])
 def test_every_rank_gets_exactly_what_one_process_gets(
     shards: str, alone: dict[int, dict[str, Any]], tmp_path: Path, world_size: int
 ) -> None:
