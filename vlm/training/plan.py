@@ -74,8 +74,8 @@ def planned_spec(run: Run) -> ModelSpec:
 
 
 def _memory(run: Run, parameters: int, world_size: int) -> dict[str, int]:
-    """Of the weights and what goes with them: two moments in AdamW, DeepSpeed's own float32 weights, an average if
-    asked for."""
+    """Of the weights and what goes with them: two moments in AdamW, DeepSpeed's own float32 weights, and an
+    average if asked for."""
     strategy, inside = run.trainer.strategy, _tower_float(run.trainer)
     # With stage 3 in float32 these are the weights themselves.
     copy = FLOAT if strategy in ("deepspeed_zero1", "deepspeed_zero2") or inside == HALF else 0
