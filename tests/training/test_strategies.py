@@ -13,13 +13,11 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
-from torch import nn
 from toy_run import composed, tiny_overrides
 
 from vlm.cli.train import train_from
 from vlm.errors import ConfigError
 from vlm.training.engines import STRATEGIES
-from vlm.training.engines.fsdp2 import layers
 
 TRAIN = Path(__file__).parents[1] / "deepspeed_cpu.py"
 HALF, STEPS = 10, 20
@@ -219,16 +217,3 @@ def test_a_strategy_changes_one_key(strategy: str) -> None:
         return composed(["experiment=toy", f"trainer={name}"])["trainer"]
 
     assert trainer(strategy) == trainer("ddp") | {"strategy": strategy}
-
-
-def test_layers_are_the_outermost_stacks() -> None:
-    def block() -> nn.Module:
-        return nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-
-    tower = nn.ModuleDict(
-        {
-            "stem": nn.Sequential(nn.Linear(2, 2), nn.ReLU()),
-            "encoder": nn.ModuleDict({"blocks": nn.ModuleList([block(), block()])}),
-        }
-    )
-    assert list(layers(tower)) == list(tower["encoder"]["blocks"])  # type: ignore[index]

@@ -150,6 +150,7 @@ def measure(run: Run, bench: StepBench) -> dict[str, Any]:
     trainer = run.trainer.build(engine, logger=False, callbacks=[timing])
     run.data.check_world_size(trainer.world_size)
     start_ranks(trainer)
+    run.trainer.tower_options.check_compiler(trainer.strategy.root_device)
     run.objective.setup(Topology.current())
     rows = run.data.global_batch_size // trainer.world_size
     length = bench.text_length or run.model.text.context_length
@@ -184,6 +185,7 @@ def _module(run: Run, engine: Engine) -> TrainingModule:
         max_steps=run.trainer.max_steps,
         micro_batch_size=run.trainer.micro_batch_size,
         ema_decay=run.trainer.ema_decay,
+        tower_options=run.trainer.tower_options,
         seed=run.seed,
         resume_from=None,
         init_from=None,

@@ -1,5 +1,6 @@
 """Towers, the dual encoder of two of them, and their descriptions as plain data."""
 
+from vlm.models.blocks import blocks_of, recompute, wrap_forward
 from vlm.models.cost import TowerCost, tower_costs, tower_flops
 from vlm.models.dual_encoder import DualEncoder, build_model, described, try_pretrained
 from vlm.models.spec import (
@@ -22,9 +23,12 @@ __all__ = [
     "TextTowerSpec",
     "TowerCost",
     "TransformersTextSpec",
+    "blocks_of",
     "build_model",
     "described",
+    "recompute",
     "tower_costs",
     "tower_flops",
     "try_pretrained",
+    "wrap_forward",
 ]

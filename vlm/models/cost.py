@@ -1,19 +1,20 @@
 """What a tower costs for one sample: counted on a model without memory for its weights."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, UntypedStorage, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn import functional as F
 from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.errors import ConfigError
+from vlm.models.blocks import blocks_of, wrap_forward
 from vlm.models.dual_encoder import DualEncoder, described
 from vlm.models.spec import ModelSpec
 
@@ -26,29 +27,42 @@ class TowerCost:
     """Of a tower with its projection.
 
     Args:
-        forward_flops: of one sample, two for each multiply-add; the backward takes twice as many.
+        forward_flops: of one sample in training, two for each multiply-add; the backward takes twice as many.
+        recomputed_flops: of blocks that run forward again in the backward.
         activation_bytes: kept of one sample for the backward, in float32.
+        recomputed_bytes: what the largest block that runs again adds to these meanwhile.
     """
 
     parameters: int
     forward_flops: int
+    recomputed_flops: int
     activation_bytes: int
+    recomputed_bytes: int
 
 
-def tower_costs(spec: ModelSpec, *, text_length: int) -> dict[str, TowerCost]:
+def tower_costs(
+    spec: ModelSpec, *, text_length: int, activation_checkpointing: bool = False
+) -> dict[str, TowerCost]:
     """Costs of `image` and `text`, at texts of so many tokens.
 
     Args:
         spec: with its vocabulary filled in.
+        activation_checkpointing: whether blocks keep their input alone, and run again in the backward.
 
     Raises:
         ConfigError: a tower cannot be built, or its path depends on values of its input.
     """
     model = described(spec)
+    towers = {
+        "image": (model.image, model.image_projection, partial(_images, model)),
+        "text": (model.text, model.text_projection, partial(_texts, model, text_length)),
+    }
     with _without_values():
         return {
-            "image": _cost([model.image, model.image_projection], partial(_images, model)),
-            "text": _cost([model.text, model.text_projection], partial(_texts, model, text_length)),
+            name: _cost(
+                [tower, projection], encode, list(blocks_of(tower)) if activation_checkpointing else []
+            )
+            for name, (tower, projection, encode) in towers.items()
         }
 
 
@@ -56,8 +70,8 @@ def tower_flops(spec: ModelSpec, *, text_lengths: Sequence[int]) -> tuple[int, l
     """`forward_flops` of the image tower, and of the text tower at each length; else as `tower_costs`."""
     model = described(spec)
     with _without_values():
-        image = _forward_flops(partial(_images, model))
-        return image, [_forward_flops(partial(_texts, model, length)) for length in text_lengths]
+        image, _ = _forward_flops(partial(_images, model))
+        return image, [_forward_flops(partial(_texts, model, length))[0] for length in text_lengths]
 
 
 @contextmanager
@@ -80,19 +94,45 @@ def _texts(model: DualEncoder, length: int, rows: int) -> Tensor:
     return model.encode_text(torch.zeros(rows, length, dtype=torch.int64, device="meta"))
 
 
-def _cost(modules: list[nn.Module], encode: Callable[[int], Tensor]) -> TowerCost:
-    few, more = (_kept_bytes(encode, rows) for rows in (_FEW, _MORE))
+def _cost(
+    modules: list[nn.Module], encode: Callable[[int], Tensor], recomputed: list[nn.Module]
+) -> TowerCost:
+    flops, again = _forward_flops(encode, recomputed)
+    few, more = (_kept_bytes(encode, rows, recomputed) for rows in (_FEW, _MORE))
+    # What rows share, as weights, falls out of the difference.
+    kept, *inside = ((b - a) // (_MORE - _FEW) for a, b in zip(few, more, strict=True))
     return TowerCost(
         parameters=sum(parameter.numel() for module in modules for parameter in module.parameters()),
-        forward_flops=_forward_flops(encode),
-        activation_bytes=(more - few) // (_MORE - _FEW),  # what rows share, as weights, falls out
+        forward_flops=flops,
+        recomputed_flops=again,
+        activation_bytes=kept,
+        recomputed_bytes=max(inside, default=0),
     )
 
 
-def _forward_flops(encode: Callable[[int], Tensor]) -> int:
-    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+def _forward_flops(encode: Callable[[int], Tensor], recomputed: Sequence[nn.Module] = ()) -> tuple[int, int]:
+    """Of one row: of all, and of `recomputed` alone."""
+    inside = 0
+
+    def count(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        nonlocal inside
+        before = counter.get_total_flops()
+        out = forward(*arguments, **keywords)
+        inside += counter.get_total_flops() - before
+        return out
+
+    with torch.no_grad(), FlopCounterMode(display=False) as counter, _around(recomputed, count):
         encode(_FEW)
-    return int(counter.get_total_flops()) // _FEW
+    return counter.get_total_flops() // _FEW, inside // _FEW
+
+
+@contextmanager
+def _around(modules: Sequence[nn.Module], around: Callable[..., Any]) -> Iterator[None]:
+    for module in modules:
+        wrap_forward(module, around)
+    yield
+    for module in modules:
+        del module.forward
 
 
 class _FusedAttention(TorchFunctionMode):
@@ -120,15 +160,39 @@ class _Attention(torch.autograd.Function):
         return out
 
 
-def _kept_bytes(encode: Callable[[int], Tensor], rows: int) -> int:
-    kept: dict[int, int] = {}
+def _kept_bytes(encode: Callable[[int], Tensor], rows: int, recomputed: Sequence[nn.Module]) -> list[int]:
+    """Of so many rows, `recomputed` keeping their inputs alone; then what each of these would add."""
+    kept: dict[int, UntypedStorage] = {}
+    beside = []
 
-    def keep(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        kept[storage._cdata] = storage.nbytes()
-        return tensor
+    def run(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
+        inside: dict[int, UntypedStorage] = {}
+        with _keeping(inside):
+            out = forward(*arguments, **keywords)
+        kept.update(_storage(argument) for argument in arguments if isinstance(argument, Tensor))
+        beside.append(_bytes(storage for key, storage in inside.items() if key not in kept))
+        return out
 
-    with _FusedAttention(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+    with _FusedAttention(), _keeping(kept), _around(recomputed, run):
         out = encode(rows)  # as long as its graph lives, no two storages share an address
     assert out.requires_grad
-    return sum(kept.values())
+    return [_bytes(kept.values()), *beside]
+
+
+def _keeping(kept: dict[int, UntypedStorage]) -> AbstractContextManager[None]:
+    """Puts there what autograd keeps."""
+
+    def keep(tensor: Tensor) -> Tensor:
+        kept.update([_storage(tensor)])
+        return tensor
+
+    return torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor)
+
+
+def _storage(tensor: Tensor) -> tuple[int, UntypedStorage]:
+    storage = tensor.untyped_storage()
+    return storage._cdata, storage
+
+
+def _bytes(storages: Iterable[UntypedStorage]) -> int:
+    return sum(storage.nbytes() for storage in storages)

@@ -39,6 +39,8 @@ class TransformersTower(TextTower):
         _require_at_least(config, "max_position_embeddings", spec.context_length, "model.text.context_length")
         self.pooling = spec.pooling
         self.encoder = _create(spec, config)
+        # Of use to who generates; a block that is computed again would add its text to it twice.
+        config.use_cache = False
 
     def forward(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         mask = self.read_mask(text)

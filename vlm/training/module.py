@@ -25,6 +25,7 @@ from vlm.training.init_from import InitFrom
 from vlm.training.optimizer import AdamW
 from vlm.training.outside import Outside
 from vlm.training.schedule import CosineSchedule
+from vlm.training.tower_options import TowerOptions
 from vlm.types import Batch, StepOutput
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,7 @@ class TrainingModule(L.LightningModule):
         max_steps: length of the run in optimizer steps, for the schedule.
         micro_batch_size: rows that the towers see at once; None: all of a rank.
         ema_decay: of the average of the weights; None: there is none.
+        tower_options: how the towers compute.
         resume_from: checkpoint folder to take weights, moments and step from.
         init_from: checkpoint to take weights alone from.
         resize_positions: whether positional embeddings of pretrained weights may be resized.
@@ -58,6 +60,7 @@ class TrainingModule(L.LightningModule):
         max_steps: int,
         micro_batch_size: int | None,
         ema_decay: float | None,
+        tower_options: TowerOptions,
         seed: int,
         resume_from: Path | None,
         init_from: InitFrom | None,
@@ -73,6 +76,7 @@ class TrainingModule(L.LightningModule):
         self.max_steps = max_steps
         self.micro_batch_size = micro_batch_size
         self.ema_decay = ema_decay
+        self.tower_options = tower_options
         self.seed = seed
         self.resume_from = resume_from
         self.init_from = init_from
@@ -103,6 +107,7 @@ class TrainingModule(L.LightningModule):
             self.average = self._average_of(self.model)
             self.engine.prepare(self.average.model)
         self._outside = Outside(self.model)
+        self.tower_options.apply(self.model)
         self.engine.prepare(self.model)
 
     def _average_of(self, model: DualEncoder) -> WeightAverage:

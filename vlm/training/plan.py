@@ -23,7 +23,8 @@ def plan(run: Run) -> str:
     """Parameters, memory of a rank by part, bytes received in a step, operations for a sample.
 
     Activations are what autograd keeps of 4 rows less what it keeps of 2, in float32 and on no device, times
-    half the rows; checkpointed or compiled towers keep less. Fragments and buffers of libraries come on top.
+    half the rows; with trainer.activation_checkpointing inputs of blocks and one whole block. Compiled towers
+    keep less. Fragments and buffers of libraries come on top.
 
     Raises:
         ConfigError: a tower cannot be built, the batch cannot be divided among the ranks, or the strategy
@@ -35,13 +36,16 @@ def plan(run: Run) -> str:
     pairs = run.data.global_batch_size // world_size
     rows = min(pairs, run.trainer.micro_batch_size or pairs)
     spec, length = planned_spec(run), run.tokenizer.context_length
-    towers = tower_costs(spec, text_length=length)
+    checkpointing = run.trainer.activation_checkpointing
+    towers = tower_costs(spec, text_length=length, activation_checkpointing=checkpointing)
     loss = run.objective.cost(pairs=pairs, dim=spec.embed_dim, world_size=world_size, node_size=node_size)
     parameters = sum(tower.parameters for tower in towers.values())
     memory = _memory(run, parameters, world_size) | {"activations": _activations(run, towers, rows)}
     received = _parameter_traffic(run.trainer, parameters, world_size, parts=-(-pairs // rows))
     traffic = {"gradients and weights": received}
     flops = {f"{name} tower": 3 * tower.forward_flops for name, tower in towers.items()}
+    if again := _flops_again(towers, in_parts=rows < pairs):
+        flops |= {"computed again": again}
     if loss is not None:
         memory |= {f"logits ({loss.implementation})": loss.logits_bytes}
         memory |= {"gathered features": loss.gathered_bytes}
@@ -87,8 +91,14 @@ def _memory(run: Run, parameters: int, world_size: int) -> dict[str, int]:
 
 
 def _activations(run: Run, towers: Mapping[str, TowerCost], rows: int) -> int:
-    kept = rows * sum(tower.activation_bytes for tower in towers.values())
+    kept = sum(tower.activation_bytes for tower in towers.values())
+    kept = rows * (kept + max(tower.recomputed_bytes for tower in towers.values()))
     return kept if run.trainer.precision == "32-true" else kept // 2
+
+
+def _flops_again(towers: Mapping[str, TowerCost], *, in_parts: bool) -> int:
+    """Of blocks in the backward, and of micro-batches, whose vectors a first forward gave to the loss."""
+    return sum(t.recomputed_flops + (t.forward_flops if in_parts else 0) for t in towers.values())
 
 
 def _tower_float(trainer: Trainer) -> int:

@@ -44,6 +44,7 @@ from vlm.training.launch import check_ranks, srun_environment, start_ranks
 from vlm.training.module import TrainingModule
 from vlm.training.optimizer import AdamW
 from vlm.training.schedule import CosineSchedule
+from vlm.training.tower_options import Compile, TowerOptions
 from vlm.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,8 @@ MAY_CHANGE = (
     "trainer.accelerator",
     "trainer.strategy",
     "trainer.micro_batch_size",
+    "trainer.activation_checkpointing",
+    "trainer.compile",
     "trainer.log_every_n_steps",
     "trainer.hang_minutes",
     "checkpoint",
@@ -98,6 +101,9 @@ class Trainer:
         micro_batch_size: rows that the towers of a rank see at once; null: all. The loss stays that of the
             whole batch, each row is encoded once more.
         ema_decay: of an average of the weights over the steps, which checkpoints hold too; null: none.
+        activation_checkpointing: blocks of the towers keep their input alone for the backward, and run
+            forward again in it.
+        compile: what torch.compile makes programs of in training, blocks or whole towers; null: nothing.
         hang_minutes: ends the run, with a report, if for so long no step and no batch of an evaluation is
             finished; null: never. NCCL itself aborts waiting ranks after 10, with less to say.
     """
@@ -111,6 +117,8 @@ class Trainer:
     gradient_clip: float | None
     micro_batch_size: int | None
     ema_decay: float | None
+    activation_checkpointing: bool
+    compile: Compile | None
     log_every_n_steps: int
     hang_minutes: int | float | None
 
@@ -144,6 +152,11 @@ class Trainer:
     def world_size(self) -> int:
         """All ranks."""
         return self.ranks_per_node * self.num_nodes
+
+    @property
+    def tower_options(self) -> TowerOptions:
+        """How the towers compute."""
+        return TowerOptions(activation_checkpointing=self.activation_checkpointing, compile=self.compile)
 
     def engine(self) -> Engine:
         """What `strategy` names."""
@@ -284,6 +297,8 @@ def train(run: Run) -> Path:
     _check_sizes(run)
     start_ranks(trainer)
     control = ControlGroup()
+    device = trainer.strategy.root_device
+    control.first_rank_does(lambda: run.trainer.tower_options.check_compiler(device))
     run.objective.setup(Topology.current())
     with _alone_in_folder(run, control):
         _train(run, trainer, engine, control)
@@ -326,6 +341,7 @@ def _train(run: Run, trainer: L.Trainer, engine: Engine, control: ControlGroup) 
         max_steps=run.trainer.max_steps,
         micro_batch_size=run.trainer.micro_batch_size,
         ema_decay=run.trainer.ema_decay,
+        tower_options=run.trainer.tower_options,
         seed=run.seed,
         resume_from=start,
         init_from=init,
@@ -486,6 +502,7 @@ def _prepare(run: Run) -> Path | None:
     model = described(spec)
     run.optimizer.lr_scales(model)
     _check_batch_norm(run, model)
+    run.trainer.tower_options.check(model)
     if start is None:
         try_pretrained(spec, resize_positions=run.resize_positions)
     if init is not None:

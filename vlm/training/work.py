@@ -16,7 +16,8 @@ PEAKS = {"A100": 312e12, "H100": 989e12, "H200": 989e12, "GH200": 989e12, "B200"
 
 
 class Work:
-    """Adds up the operations of steps: two for each multiply-add, a backward as two forwards, nothing twice.
+    """Adds up the operations of steps: two for each multiply-add, a backward as two forwards, nothing twice:
+    not what activation checkpointing or micro-batches run again.
 
     Padding up to the longest text of a batch counts, as the tower computes it; the loss does not count.
     """

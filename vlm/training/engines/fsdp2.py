@@ -1,17 +1,16 @@
 """FSDP2: weights, gradients and moments are cut into rows, one share a rank, and gathered block by block."""
 
 import warnings
-from collections.abc import Iterator
 
 import torch
 from lightning.pytorch.strategies import ModelParallelStrategy, Strategy
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
 from vlm.distributed import Topology
-from vlm.models import DualEncoder
+from vlm.models import DualEncoder, blocks_of
 from vlm.training.engines.engine import Engine, make_contiguous
 
 
@@ -34,7 +33,7 @@ class Fsdp2(Engine):
         mesh = init_device_mesh(device, (ranks,), mesh_dim_names=("ranks",))
         half = torch.bfloat16 if self.precision == "bf16-mixed" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-        for module in (*layers(model.image), *layers(model.text), model.image, model.text, model):
+        for module in (*blocks_of(model.image), *blocks_of(model.text), model.image, model.text, model):
             # The last to be sharded would stay whole after a forward, and after an evaluation for good.
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         for name in ("encode_image", "encode_text"):
@@ -42,17 +41,6 @@ class Fsdp2(Engine):
 
     def _full(self, value: Tensor) -> Tensor:
         return value.full_tensor() if isinstance(value, DTensor) else value
-
-
-def layers(module: nn.Module) -> Iterator[nn.Module]:
-    """Members of the outermost stacks of equal modules: a transformer's blocks, a network's stages."""
-    for child in module.children():
-        members = list(child.children())
-        stack = isinstance(child, nn.ModuleList | nn.Sequential) and len({type(m) for m in members}) == 1
-        if stack and any(True for _ in child.parameters()):
-            yield from members
-        else:
-            yield from layers(child)
 
 
 class _Strategy(ModelParallelStrategy):
