@@ -117,6 +117,22 @@ def test_groups_that_ranks_cannot_form_are_refused(tmp_path: Path, size: str) ->
         plan(run_from(composed([*tiny_overrides(tmp_path), *overrides])))
 
 
+def test_what_runs_again_costs_operations_and_saves_memory(tmp_path: Path) -> None:
+    plain, blocks, parts = (
+        plan(run_from(composed([*tiny_overrides(tmp_path), "model.text.layers=4", *overrides])))
+        for overrides in ([], ["trainer.activation_checkpointing=true"], ["trainer.micro_batch_size=16"])
+    )
+    kept = [numbers(text, "memory of a rank")["activations"] for text in (plain, blocks, parts)]
+    assert kept[1] < 0.6 * kept[0]
+    assert kept[2] == pytest.approx(0.5 * kept[0], rel=0.01)
+    flops = [numbers(text, "a sample") for text in (plain, blocks, parts)]
+    towers = flops[0]["image tower"] + flops[0]["text tower"]
+    assert "computed again" not in flops[0]
+    assert 0.3 * towers / 3 < flops[1]["computed again"] < towers / 3
+    assert flops[2]["computed again"] == pytest.approx(towers / 3, abs=2e-3)
+    assert flops[1]["image tower"] == flops[0]["image tower"]
+
+
 def test_a_batch_that_ranks_cannot_share_is_refused(tmp_path: Path) -> None:
     with pytest.raises(VlmError, match=r"streams_per_group|global_batch_size"):
         plan(run_from(composed([*tiny_overrides(tmp_path), "trainer.devices=7"])))

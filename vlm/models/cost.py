@@ -14,7 +14,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from vlm.errors import ConfigError
-from vlm.models.blocks import blocks_of, wrap_forward
+from vlm.models.blocks import blocks_of, recompute, wrap_forward
 from vlm.models.dual_encoder import DualEncoder, described
 from vlm.models.spec import ModelSpec
 
@@ -28,7 +28,7 @@ class TowerCost:
 
     Args:
         forward_flops: of one sample in training, two for each multiply-add; the backward takes twice as many.
-        recomputed_flops: of blocks that run forward again in the backward.
+        recomputed_flops: of what runs forward again in the backward.
         activation_bytes: kept of one sample for the backward, in float32.
         recomputed_bytes: what the largest block that runs again adds to these meanwhile.
     """
@@ -53,25 +53,23 @@ def tower_costs(
         ConfigError: a tower cannot be built, or its path depends on values of its input.
     """
     model = described(spec)
-    towers = {
-        "image": (model.image, model.image_projection, partial(_images, model)),
-        "text": (model.text, model.text_projection, partial(_texts, model, text_length)),
-    }
-    with _without_values():
-        return {
-            name: _cost(
-                [tower, projection], encode, list(blocks_of(tower)) if activation_checkpointing else []
-            )
-            for name, (tower, projection, encode) in towers.items()
-        }
+    costs = {}
+    for name, tower, projection, encode in (
+        ("image", model.image, model.image_projection, partial(_images, model)),
+        ("text", model.text, model.text_projection, partial(_texts, model, text_length)),
+    ):
+        recomputed = list(blocks_of(tower)) if activation_checkpointing else []
+        with _without_values():
+            costs[name] = _cost([tower, projection], encode, recomputed)
+    return costs
 
 
 def tower_flops(spec: ModelSpec, *, text_lengths: Sequence[int]) -> tuple[int, list[int]]:
     """`forward_flops` of the image tower, and of the text tower at each length; else as `tower_costs`."""
     model = described(spec)
     with _without_values():
-        image, _ = _forward_flops(partial(_images, model))
-        return image, [_forward_flops(partial(_texts, model, length))[0] for length in text_lengths]
+        image = _forward_flops(partial(_images, model))
+        return image, [_forward_flops(partial(_texts, model, length)) for length in text_lengths]
 
 
 @contextmanager
@@ -97,33 +95,44 @@ def _texts(model: DualEncoder, length: int, rows: int) -> Tensor:
 def _cost(
     modules: list[nn.Module], encode: Callable[[int], Tensor], recomputed: list[nn.Module]
 ) -> TowerCost:
-    flops, again = _forward_flops(encode, recomputed)
     few, more = (_kept_bytes(encode, rows, recomputed) for rows in (_FEW, _MORE))
     # What rows share, as weights, falls out of the difference.
     kept, *inside = ((b - a) // (_MORE - _FEW) for a, b in zip(few, more, strict=True))
+    parameters = [parameter for module in modules for parameter in module.parameters()]
     return TowerCost(
-        parameters=sum(parameter.numel() for module in modules for parameter in module.parameters()),
-        forward_flops=flops,
-        recomputed_flops=again,
+        parameters=sum(parameter.numel() for parameter in parameters),
+        forward_flops=_forward_flops(encode),
+        recomputed_flops=_recomputed_flops(encode, parameters, recomputed),
         activation_bytes=kept,
         recomputed_bytes=max(inside, default=0),
     )
 
 
-def _forward_flops(encode: Callable[[int], Tensor], recomputed: Sequence[nn.Module] = ()) -> tuple[int, int]:
-    """Of one row: of all, and of `recomputed` alone."""
-    inside = 0
-
-    def count(forward: Callable[..., Any], *arguments: Any, **keywords: Any) -> Any:
-        nonlocal inside
-        before = counter.get_total_flops()
-        out = forward(*arguments, **keywords)
-        inside += counter.get_total_flops() - before
-        return out
-
-    with torch.no_grad(), FlopCounterMode(display=False) as counter, _around(recomputed, count):
+def _forward_flops(encode: Callable[[int], Tensor]) -> int:
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encode(_FEW)
-    return counter.get_total_flops() // _FEW, inside // _FEW
+    return counter.get_total_flops() // _FEW
+
+
+def _recomputed_flops(
+    encode: Callable[[int], Tensor], parameters: list[nn.Parameter], recomputed: list[nn.Module]
+) -> int:
+    """Of one row: the forward of `recomputed` up to the last tensor that the backward needs of each.
+
+    They stay such that they run again.
+    """
+    if not recomputed:
+        return 0
+    before = _step_flops(encode, parameters)
+    for module in recomputed:
+        recompute(module)
+    return _step_flops(encode, parameters) - before
+
+
+def _step_flops(encode: Callable[[int], Tensor], parameters: list[nn.Parameter]) -> int:
+    with FlopCounterMode(display=False) as counter:
+        torch.autograd.grad(encode(_FEW).sum(), parameters, allow_unused=True)
+    return counter.get_total_flops() // _FEW
 
 
 @contextmanager

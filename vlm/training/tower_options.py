@@ -2,7 +2,7 @@
 
 import logging
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
@@ -40,8 +40,11 @@ class TowerOptions:
             found = list(blocks_of(tower))
             if self.activation_checkpointing:
                 _refuse_batch_norm(tower, found, name)
-            for key in self._of_blocks():
-                if not found:
+            for key, asked in (
+                ("trainer.activation_checkpointing=true", self.activation_checkpointing),
+                ("trainer.compile=blocks", self.compile == "blocks"),
+            ):
+                if asked and not found:
                     log.warning("%s does nothing in model.%s, which has no stack of equal blocks", key, name)
 
     def check_compiler(self, device: torch.device) -> None:
@@ -77,12 +80,6 @@ class TowerOptions:
                     recompute(block)
             if self.compile == "towers":
                 _compile(tower, dynamic=_dynamic(name))
-
-    def _of_blocks(self) -> Iterator[str]:
-        if self.activation_checkpointing:
-            yield "trainer.activation_checkpointing=true"
-        if self.compile == "blocks":
-            yield "trainer.compile=blocks"
 
 
 def _towers(model: DualEncoder) -> tuple[tuple[str, nn.Module], ...]:
