@@ -69,9 +69,11 @@ class TowerOptions:
     def apply(self, model: DualEncoder) -> None:
         """Change how the towers compute; before an engine cuts them up."""
         if self.compile is not None:
-            # It would split programs where DDP's buckets end, which neither stands inputs of changing
-            # sizes nor blocks that are computed again.
-            torch._dynamo.config.optimize_ddp = False
+            # Blocks of one class share a limit, and those of a network with stages differ in their sizes.
+            torch._dynamo.config.recompile_limit = 64
+            # A tower's program is cut where DDP's buckets end, so that they are reduced meanwhile; with one
+            # program a block they are anyway.
+            torch._dynamo.config.optimize_ddp = self.compile == "towers"
         for name, tower in _towers(model):
             for block in blocks_of(tower):
                 if self.compile == "blocks":
