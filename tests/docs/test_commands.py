@@ -38,7 +38,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/resuming.md": {"bash": 4, "python": 1, "output": 2},
     "docs/guides/slurm.md": {},
     "docs/guides/scaling.md": {"bash": 2},
-    "docs/guides/speed.md": {"bash": 5},
+    "docs/guides/speed.md": {"bash": 7},
     "docs/guides/weights.md": {"bash": 9, "output": 2},
     "docs/guides/evaluating.md": {"bash": 8, "python": 1, "yaml": 1, "output": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
