@@ -111,7 +111,7 @@ def _cost(
 def _forward_flops(encode: Callable[[int], Tensor]) -> int:
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         encode(_FEW)
-    return counter.get_total_flops() // _FEW
+    return int(counter.get_total_flops()) // _FEW
 
 
 def _recomputed_flops(
@@ -132,7 +132,7 @@ def _recomputed_flops(
 def _step_flops(encode: Callable[[int], Tensor], parameters: list[nn.Parameter]) -> int:
     with FlopCounterMode(display=False) as counter:
         torch.autograd.grad(encode(_FEW).sum(), parameters, allow_unused=True)
-    return counter.get_total_flops() // _FEW
+    return int(counter.get_total_flops()) // _FEW
 
 
 @contextmanager
