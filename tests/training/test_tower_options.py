@@ -172,6 +172,13 @@ def test_other_values_are_refused(override: str, message: str, toy: Path) -> Non
         train(toy, "run.name=refused", override)
 
 
+@pytest.mark.parametrize("compiled", ["blocks", "towers"])
+def test_compiling_is_refused_where_weights_are_gathered_in_every_layer(compiled: str, toy: Path) -> None:
+    message = rf"trainer\.compile={compiled} with trainer\.strategy=deepspeed_zero3.*fsdp2.*null"
+    with pytest.raises(ConfigError, match=message):
+        train(toy, "run.name=refused", "trainer=deepspeed_zero3", f"trainer.compile={compiled}")
+
+
 def run_command(toy: Path, *overrides: str, **environment: str) -> "subprocess.CompletedProcess[str]":
     command = [sys.executable, "-m", "vlm.cli.train", *tiny_overrides(toy, *overrides)]
     return subprocess.run(command, env=os.environ | environment, capture_output=True, text=True, timeout=600)

@@ -136,6 +136,12 @@ class Trainer:
             raise ConfigError(f"trainer.ema_decay={self.ema_decay} must be in [0, 1), or null for no average")
         if self.hang_minutes is not None and self.hang_minutes <= 0:
             raise ConfigError(f"trainer.hang_minutes={self.hang_minutes} must be above 0, or null")
+        if self.compile is not None and self.strategy == "deepspeed_zero3":
+            raise ConfigError(
+                f"trainer.compile={self.compile} with trainer.strategy=deepspeed_zero3, which gathers "
+                "weights in every layer, so that little is left to compile; take trainer.strategy=fsdp2, or "
+                "trainer.compile=null"
+            )
         if self.gradient_clip is not None and self.gradient_clip <= 0:
             raise ConfigError(
                 f"trainer.gradient_clip={self.gradient_clip} must be positive, or null for none"
