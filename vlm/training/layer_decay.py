@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from timm.models import group_parameters
 from torch import nn
 
-from vlm.training.engines.fsdp2 import layers
+from vlm.models import blocks_of
 
 _BEHIND = "?"
 """A name that no pattern of timm takes, which puts it behind the last block."""
@@ -29,7 +29,7 @@ def blocks_above(tower: nn.Module) -> dict[str, int]:
 
     Whatever is registered before a block, as embeddings are, lies below it. Empty where there is no stack.
     """
-    blocks = list(layers(tower))
+    blocks = list(blocks_of(tower))
     number_of = {p: number for number, block in enumerate(blocks, start=1) for p in block.parameters()}
     above, begun = {}, 0
     for name, parameter in tower.named_parameters():
