@@ -77,25 +77,25 @@ class TowerOptions:
         for name, tower in _towers(model):
             for block in blocks_of(tower):
                 if self.compile == "blocks":
-                    _compile(block, dynamic=_dynamic(name))
+                    _compile(block, any_size=name == "text")
                 if self.activation_checkpointing:
                     recompute(block)
             if self.compile == "towers":
-                _compile(tower, dynamic=_dynamic(name))
+                _compile(tower, any_size=name == "text")
 
 
 def _towers(model: DualEncoder) -> tuple[tuple[str, nn.Module], ...]:
     return ("image", model.image), ("text", model.text)
 
 
-def _dynamic(tower: str) -> bool | None:
-    """Texts of each batch are as long as its longest; images change in number only, with micro-batches."""
-    return True if tower == "text" else None
+def _compile(module: nn.Module, *, any_size: bool) -> None:
+    """One program for all sizes of its input, or one for each.
 
-
-def _compile(module: nn.Module, *, dynamic: bool | None) -> None:
+    Texts of each batch are as long as its longest. Images change in number alone, with the last micro-batch,
+    and torch cannot compile the backward of every convolution for sizes that it does not know.
+    """
     # Dropout then draws what it draws without compiling.
-    compiled = torch.compile(module.forward, dynamic=dynamic, options={"fallback_random": True})
+    compiled = torch.compile(module.forward, dynamic=any_size, options={"fallback_random": True})
     wrap_forward(module, partial(_in_training, module, compiled))
 
 
