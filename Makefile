@@ -13,6 +13,8 @@ VENV ?= .venv
 PIP_ARGS ?=
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt $(PIP_ARGS)
 RUN ?= runs/demo
+# Two processes, each with one thread: most of the tests wait for processes of their own.
+PYTEST = OMP_NUM_THREADS=1 $(VENV)/bin/python -m pytest -n 2 --dist loadfile
 
 .PHONY: demo test test-long test-gpu check format clean
 
@@ -33,10 +35,10 @@ demo: $(VENV)/installed
 	$(VENV)/bin/vlm evaluate run=$(RUN) device=cpu
 
 test: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest
+	$(PYTEST)
 
 test-long: $(VENV)/installed-dev
-	$(VENV)/bin/python -m pytest -m long --timeout 900
+	$(PYTEST) -m long --timeout 900
 
 test-gpu: $(VENV)/installed-dev
 	$(VENV)/bin/python -m pytest -m gpu -rs --timeout 900

@@ -93,7 +93,7 @@ def assert_is_the_average(run: Path, first: dict[str, Tensor]) -> None:
 @pytest.fixture(scope="module")
 def first(toy: Path) -> Path:
     """A run whose weights the others begin with, so that these are known."""
-    return train(toy, "first", "trainer.max_steps=3", ODD)
+    return train(toy, "before_the_average", "trainer.max_steps=3", ODD)
 
 
 @pytest.fixture(scope="module")

@@ -620,9 +620,10 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     fixed = {key: relative(value) for key, value in _flat(config).items() if not _under(key, MAY_CHANGE)}
     if "objective.group_size" in fixed:
         groups = config.get("resolved", {}).get("num_groups", 1)
-        one = "one group of all pairs"
-        pairs = fixed["data.global_batch_size"]
-        fixed["objective.group_size"] = f"{groups} groups of {pairs // groups} pairs" if groups > 1 else one
+        fixed["objective.group_size"] = "one group of all pairs"
+        if groups > 1:
+            pairs = fixed["data.global_batch_size"] // groups
+            fixed["objective.group_size"] = f"{groups} groups of {pairs} pairs"
     return fixed
 
 
