@@ -24,6 +24,8 @@ class Batch(TypedDict, total=False):
     """Token ids, l = longest caption of these rows, padded on the right."""
     caption_id: Int64[Tensor, " b"]
     """Fingerprint of the caption: equal for equal captions, on every rank."""
+    label: Int64[Tensor, "b m"]
+    """Class or cluster numbers, the best first; -1 on the right where a sample has fewer, or none."""
     broken: list[BrokenSample]
     """The samples whose places in these rows others took."""
 

@@ -173,7 +173,8 @@ def _join(folder: str, name: str) -> str:
     return f"{folder}/{name}"
 
 
-def _stem(name: str) -> str:
+def stem(name: str) -> str:
+    """The name of a tar, or its path, without its ending."""
     for suffix in (".gz", ".tgz", ".tar"):
         name = name.removesuffix(suffix)
     return name
@@ -181,7 +182,7 @@ def _stem(name: str) -> str:
 
 def offsets_name(name: str) -> str:
     """The file beside a tar that says where its samples begin."""
-    return f"{_stem(name)}.index.parquet"
+    return f"{stem(name)}.index.parquet"
 
 
 def _folder_sizes(folder: str, names: Sequence[str], remote: Remote) -> dict[str, int]:
@@ -280,7 +281,7 @@ def _count(folder: str, home: Path, names: Sequence[str], remote: Remote) -> dic
 
 
 def _count_shard(folder: str, home: Path, name: str, remote: Remote) -> int:
-    path = _join(folder, f"{_stem(name)}_stats.json")
+    path = _join(folder, f"{stem(name)}_stats.json")
     statistics = _read_json(path, remote) if folder != PIPE else {}
     if "successes" in statistics:
         try:

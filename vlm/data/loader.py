@@ -3,9 +3,9 @@
 import hashlib
 import logging
 import random
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Int64, UInt8
@@ -13,6 +13,7 @@ from torch import Tensor
 
 from vlm.broken import BrokenSample, Cause
 from vlm.data.images import UnreadableImageError
+from vlm.data.labels import CLS, Sidecars, class_of
 from vlm.data.order import Order
 from vlm.data.samples import (
     IMAGE_EXTENSIONS,
@@ -47,6 +48,7 @@ class Example(NamedTuple):
     key: str
     image: UInt8[Tensor, "3 h w"]
     caption: str
+    labels: tuple[int, ...]
 
 
 class Slot(NamedTuple):
@@ -58,12 +60,57 @@ class Slot(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class OrderedSource:
-    """Shards with the order in which training reads them."""
+    """Shards with the order in which training reads them.
+
+    Args:
+        captions: fields; none: images alone.
+        labels: as the configuration names them.
+        sidecars: that hold the labels, unless the member `cls` does.
+    """
 
     key: str
     captions: tuple[str, ...]
+    labels: str | None
+    sidecars: Sidecars | None
     shards: ShardSet
     order: Order
+
+    @property
+    def num_labels(self) -> int:
+        """Labels that a sample has at most."""
+        return self.sidecars.width if self.sidecars else int(self.labels == CLS)
+
+    @property
+    def num_classes(self) -> int | None:
+        """Classes that the labels may name, where sidecars say it."""
+        return self.sidecars.num_classes if self.sidecars else None
+
+    @property
+    def fingerprint(self) -> dict[str, Any]:
+        """That of the shards, and a digest of the labels in the first sidecar."""
+        return self.shards.fingerprint | ({"labels_sha256": self.sidecars.digest} if self.sidecars else {})
+
+    def cursor(self) -> ShardCursor:
+        """A reader of what an example is made of."""
+        fields = (*self.captions, CLS) if self.labels == CLS else self.captions
+        members = members_of(fields) | frozenset(IMAGE_EXTENSIONS)
+        return ShardCursor(self.shards, members, self.sidecars.read if self.sidecars else None)
+
+    def caption_of(self, record: Mapping[str, Any], *, rng: random.Random) -> str:
+        """One of a sample's captions, or nothing where the source has none.
+
+        Raises:
+            BrokenSampleError: the sample has none.
+        """
+        return draw_caption(record, self.captions, rng=rng) if self.captions else ""
+
+    def labels_of(self, raw: RawSample, record: Mapping[str, Any]) -> tuple[int, ...]:
+        """A sample's labels, `num_labels` at most.
+
+        Raises:
+            BrokenSampleError: its cls is no class.
+        """
+        return class_of(record) if self.labels == CLS else raw.labels[: self.num_labels]
 
 
 class SourceReader:
@@ -73,10 +120,9 @@ class SourceReader:
         self.source = source
         share = source.order.streams_per_group // world_size
         self._streams_of_rank = range(rank * share, (rank + 1) * share)
-        self._members = members_of(source.captions) | frozenset(IMAGE_EXTENSIONS)
         self._epoch = -1
         self._open: dict[tuple[int, int], WindowedStream] = {}
-        self._spare = ShardCursor(source.shards, self._members)
+        self._spare = source.cursor()
 
     def slots(self, step: int) -> Iterator[Slot]:
         """The places of this rank's rows in the batch of a global step."""
@@ -98,10 +144,9 @@ class SourceReader:
             self._open.clear()
             self._epoch = epoch
         if (group, stream) not in self._open:
-            cursor = ShardCursor(self.source.shards, self._members)
             self._open[group, stream] = WindowedStream(
                 self.source.order,
-                cursor,
+                self.source.cursor(),
                 self._spare,
                 epoch=epoch,
                 group=group,
@@ -117,7 +162,7 @@ class TrainBatches(Numbered[Batch]):
     def __init__(
         self,
         sources: Sequence[OrderedSource],
-        tokenizer: Tokenize,
+        tokenizer: Tokenize | None,
         *,
         preprocess: Preprocess,
         augment: Augment | None,
@@ -129,6 +174,7 @@ class TrainBatches(Numbered[Batch]):
         super().__init__(start, stop)
         self._sources = tuple(sources)
         self._tokenizer = tokenizer
+        self._num_labels = max(source.num_labels for source in sources)
         self._preprocess = preprocess
         self._augment = augment
         self._rank = rank
@@ -145,13 +191,17 @@ class TrainBatches(Numbered[Batch]):
     def _batch(self, step: int, readers: Sequence[SourceReader]) -> Batch:
         rows = [self._fill(slot, reader.source) for reader in readers for slot in reader.slots(step)]
         examples = [example for example, _ in rows]
-        return Batch(
+        batch = Batch(
             key=[example.key for example in examples],
             image=torch.stack([example.image for example in examples]),
-            text=self._tokenizer([example.caption for example in examples]),
-            caption_id=torch.tensor([_fingerprint(example.caption) for example in examples]),
             broken=[broken for _, broken in rows if broken is not None],
         )
+        if self._tokenizer is not None:
+            batch["text"] = self._tokenizer([example.caption for example in examples])
+            batch["caption_id"] = torch.tensor([_fingerprint(example.caption) for example in examples])
+        if self._num_labels:
+            batch["label"] = _padded([example.labels for example in examples], self._num_labels)
+        return batch
 
     def _fill(self, slot: Slot, source: OrderedSource) -> tuple[Example, BrokenSample | None]:
         """The first sample of the slot that is whole, and the broken one whose place it takes, if any."""
@@ -174,6 +224,8 @@ class TrainBatches(Numbered[Batch]):
             "restore the shards, or name others"
             if of_shards
             else f"correct {source.key}.captions or the shards"
+            if source.captions
+            else "correct the shards, or name others"
         )
         raise DataError(
             f"{source.key}: {len(broken)} samples that could take one place are all broken, the first is "
@@ -181,10 +233,11 @@ class TrainBatches(Numbered[Batch]):
         )
 
     def _example(self, raw: RawSample, source: OrderedSource, *, rng: random.Random) -> Example:
-        caption = draw_caption(decode_record(raw), source.captions, rng=rng)
+        record = decode_record(raw)
+        caption, labels = source.caption_of(record, rng=rng), source.labels_of(raw, record)
         image = sample_image(raw)
         pixels = self._augment(image, self._preprocess, rng=rng) if self._augment else self._preprocess(image)
-        return Example(raw.name, pixels, caption)
+        return Example(raw.name, pixels, caption, labels)
 
     def _warn(self, broken: BrokenSample) -> None:
         if self._warnings_left == 0 or broken.shard in self._named_shards:
@@ -199,6 +252,10 @@ class TrainBatches(Numbered[Batch]):
             broken.reason,
             "; further ones are counted, not named" if self._warnings_left == 0 else "",
         )
+
+
+def _padded(labels: Sequence[tuple[int, ...]], width: int) -> Int64[Tensor, "b m"]:
+    return torch.tensor([[*row, *[-1] * (width - len(row))] for row in labels])
 
 
 def _fingerprint(caption: str) -> int:

@@ -168,6 +168,11 @@ def read_small(url: str, *, remote: Remote) -> bytes | None:
         raise
 
 
+def read_whole(url: str, *, remote: Remote) -> bytes:
+    """All bytes of a file; raises like `retry`."""
+    return retry(Store(url, remote.timeout_s).read, remote=remote, name=url)
+
+
 def glob_remote(pattern: str, *, remote: Remote) -> list[str]:
     """The URLs that match a pattern with `*`, in the order of names; raises like `retry`."""
     remote = replace(remote, timeout_s=10 * remote.timeout_s)  # for many requests, a thousand names each

@@ -3,7 +3,7 @@
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
@@ -16,6 +16,7 @@ from vlm.broken import BrokenSample, Cause
 from vlm.data.cache import ShardCache
 from vlm.data.index import SIZES, offsets_name, read_offsets, shard_sizes
 from vlm.data.remote import DEFAULT_REMOTE, Remote, StoreError, contact
+from vlm.data.sidecar import Labels
 from vlm.data.sources import expand_shards
 from vlm.data.tar import DAMAGE, CutError, RawSample, TarReader, is_local, open_shard
 from vlm.errors import DataError, VlmError
@@ -119,11 +120,19 @@ class ShardCursor:
 
     Args:
         members: extensions of the members to read; None reads all.
+        read_labels: the labels of a shard's samples; each sample gets its own.
     """
 
-    def __init__(self, shards: ShardSet, members: frozenset[str] | None) -> None:
+    def __init__(
+        self,
+        shards: ShardSet,
+        members: frozenset[str] | None,
+        read_labels: Callable[[int], Labels] | None = None,
+    ) -> None:
         self._shards = shards
         self._members = members
+        self._read_labels = read_labels
+        self._labels: tuple[int, Labels] | None = None
         self._reader: TarReader | None = None
         self._offsets: ndarray | None = None
         self._shard = self._row = 0
@@ -163,7 +172,7 @@ class ShardCursor:
             reason = str(error) or type(error).__name__
             raise DataError(f"{url} cannot be read at sample {row}: {reason}") from error
         self._row += 1
-        return sample
+        return sample if self._read_labels is None else sample._replace(labels=self._labels_at(shard, row))
 
     def try_read(self, shard: int, row: int) -> RawSample | BrokenSample:
         """The sample at a row of a shard, or why it will not come back by waiting.
@@ -190,6 +199,12 @@ class ShardCursor:
         if self._reader is not None:
             self._reader.close()
         self._reader = self._offsets = None
+
+    def _labels_at(self, shard: int, row: int) -> tuple[int, ...]:
+        assert self._read_labels is not None
+        if self._labels is None or self._labels[0] != shard:
+            self._labels = shard, self._read_labels(shard)
+        return self._labels[1][row]
 
     def _lose(self, error: BrokenShardError, shard: int, row: int) -> BrokenShardError:
         """Give up what follows: each further sample would cost as much, and end the same."""

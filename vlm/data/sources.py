@@ -24,21 +24,28 @@ class Source:
         shards: one pattern or several: paths or URLs with `{00000..00041}`, `{a,b}` or `*`, or `pipe:` and a
             shell command that writes a tar to its standard output.
         captions: one field or several, as `txt` or `json.caption_en`; the value is a string or a list of
-            strings. One non-empty field is drawn for each sample, then one of its strings.
+            strings. One non-empty field is drawn for each sample, then one of its strings. None: no captions.
         share: this source's share of every batch; only for entries of `data.mix`.
+        labels: `cls`, the member with a class, or the name of the sidecars that hold labels; None: no labels.
+        labels_from: the folder of the sidecars; None: they lie beside the shards.
+        labels_per_sample: how many labels of a sidecar are taken, the first; None: all.
 
     Raises:
         ConfigError: no field is named.
     """
 
     shards: str | Sequence[str]
-    captions: str | Sequence[str]
+    captions: str | Sequence[str] | None
     share: float | None = None
+    labels: str | None = None
+    labels_from: str | None = None
+    labels_per_sample: int | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", as_strings(self.shards))
-        object.__setattr__(self, "captions", as_strings(self.captions))
-        if not self.captions:
+        if self.captions is not None:
+            object.__setattr__(self, "captions", as_strings(self.captions))
+        if self.captions == ():
             raise ConfigError("the captions of a data source are empty; name a field, as txt or json.caption")
 
 
@@ -70,16 +77,22 @@ def expand_shards(
     return tuple(shards)
 
 
-def _check_presence(shards: Iterable[str], *, key: str) -> None:
+def missing_files(paths: Iterable[str]) -> list[str]:
+    """Those of the local paths at which nothing lies."""
     folders: dict[str, set[str]] = {}
     missing = []
-    for shard in filter(is_local, shards):
-        folder, name = os.path.split(shard)
-        if folder not in folders:  # one listing for thousands of shards: a stat each is slow on network disks
+    for file in filter(is_local, paths):
+        folder, name = os.path.split(file)
+        if folder not in folders:  # one listing for thousands of files: a stat each is slow on network disks
             path = Path(folder or ".")
             folders[folder] = set(os.listdir(path)) if path.is_dir() else set()
         if name not in folders[folder]:
-            missing.append(shard)
+            missing.append(file)
+    return missing
+
+
+def _check_presence(shards: Iterable[str], *, key: str) -> None:
+    missing = missing_files(shards)
     if missing:
         more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
         raise DataError(

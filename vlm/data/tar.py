@@ -27,6 +27,8 @@ class RawSample(NamedTuple):
     shard: str
     key: str
     members: dict[str, bytes]
+    labels: tuple[int, ...] = ()
+    """From the shard's sidecar, where one is read."""
 
     @property
     def name(self) -> str:

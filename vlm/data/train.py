@@ -2,13 +2,14 @@
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
 from typing import Any
 
 from vlm.data.cache import ShardCache
+from vlm.data.labels import CLS, Sidecars, check_labels
 from vlm.data.loader import OrderedSource, Tokenize, TrainBatches
 from vlm.data.order import Order
 from vlm.data.remote import Remote
@@ -21,13 +22,13 @@ from vlm.data.samples import (
     record_captions,
 )
 from vlm.data.shards import BrokenShardError, ShardCursor, ShardSet, open_shards
-from vlm.data.sources import Source
+from vlm.data.sources import Source, as_strings
 from vlm.data.transforms import Augment, Preprocess
 from vlm.data.workers import NumberedLoader
 from vlm.errors import ConfigError, DataError
 from vlm.types import Batch
 
-# How many samples of a source are looked at for captions before training.
+# How many samples of a source are looked at before training.
 _PEEK = 16
 
 
@@ -85,6 +86,10 @@ class TrainData:
         if not 0 <= self.max_broken_share <= 1:
             raise ConfigError(f"data.max_broken_share={self.max_broken_share} must be a share from 0 to 1")
         self._check_shares()
+        for key, source in self._sources.items():
+            check_labels(source, key=key)
+        for name in ("captions", "labels"):
+            self._check_alike(name)
 
     @property
     def worker_counts(self) -> list[int]:
@@ -104,13 +109,31 @@ class TrainData:
                 f"a multiple of {world_size} that divides data.global_batch_size={self.global_batch_size}"
             )
 
+    def check_tokenizer(self, tokenizer: object | None) -> None:
+        """Check that there is a tokenizer if there are captions, and none if there are not.
+
+        Raises:
+            ConfigError: one of them is there alone.
+        """
+        captions = self.train.captions
+        if captions is None and tokenizer is not None:
+            raise ConfigError(
+                "data.train.captions=null leaves nothing for the tokenizer; set tokenizer=null, or name "
+                "captions"
+            )
+        if captions is not None and tokenizer is None:
+            raise ConfigError(
+                "tokenizer=null cannot read captions; set data.train.captions=null, or name a tokenizer"
+            )
+
     def open(self) -> "TrainSet":
-        """Find the shards, count their samples (the counts are kept) and look at the first captions.
+        """Find the shards, count their samples (the counts are kept) and look at the first ones.
 
         Every rank may call this at the same time.
 
         Raises:
-            DataError: shards are missing or unreadable, have no captions, or too few samples for one batch.
+            DataError: shards are missing or unreadable, have no captions or labels, or too few samples for
+                one batch.
         """
         rest = self.global_batch_size
         sources = []
@@ -118,7 +141,9 @@ class TrainData:
             batch_size = round((source.share or 0) * self.global_batch_size)
             rest -= batch_size
             sources.append(self._open_source(source, key=f"data.mix.{name}", batch_size=batch_size))
-        return TrainSet(self, (self._open_source(self.train, key="data.train", batch_size=rest), *sources))
+        first = self._open_source(self.train, key="data.train", batch_size=rest)
+        _check_classes([first, *sources])
+        return TrainSet(self, (first, *sources))
 
     def _open_source(self, source: Source, *, key: str, batch_size: int) -> OrderedSource:
         shards = open_shards(source.shards, key=f"{key}.shards", remote=self.remote, cache=self.cache)
@@ -127,8 +152,8 @@ class TrainData:
                 f"{key}.shards hold {shards.num_samples} samples, fewer than the {batch_size} of them in "
                 f"each batch (data.global_batch_size={self.global_batch_size}); lower it or add shards"
             )
-        captions = tuple(source.captions)
-        _check_captions(shards, captions, key=key)
+        captions = as_strings(source.captions or ())
+        _check_samples(shards, captions, labels=source.labels, key=key)
         held = self.shuffle_samples * batch_size // self.global_batch_size
         order = Order(
             shard_sizes=shards.sizes,
@@ -138,7 +163,28 @@ class TrainData:
             window=max(1, held // (self.stream_groups * self.streams_per_group)),
             seed=(self.seed, zlib.crc32(key.encode())),
         )
-        return OrderedSource(key=key, captions=captions, shards=shards, order=order)
+        return OrderedSource(
+            key=key,
+            captions=captions,
+            labels=source.labels,
+            sidecars=Sidecars.of(source, shards, key=key),
+            shards=shards,
+            order=order,
+        )
+
+    @property
+    def _sources(self) -> dict[str, Source]:
+        """Every source by its key."""
+        return {"data.train": self.train} | {f"data.mix.{name}": mixed for name, mixed in self.mix.items()}
+
+    def _check_alike(self, name: str) -> None:
+        """A batch has an entry for all of its rows, or for none."""
+        for key, source in self._sources.items():
+            if (getattr(source, name) is None) != (getattr(self.train, name) is None):
+                raise ConfigError(
+                    f"of data.train.{name} and {key}.{name} one is null; name {name} for every source, or "
+                    "for none"
+                )
 
     def _check_shares(self) -> None:
         if self.train.share is not None:
@@ -178,9 +224,17 @@ class TrainSet:
         return self._sources[0].order.batches_per_epoch
 
     @property
+    def num_classes(self) -> int | None:
+        """Classes that the labels may name, where sidecars say it."""
+        return next((source.num_classes for source in self._sources if source.num_classes), None)
+
+    @property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
-        """What tells these shards from others, by source: names, sample counts and sizes of local files."""
-        return {source.key: source.shards.fingerprint for source in self._sources}
+        """What tells these shards from others, by source: names, sample counts and sizes of local files.
+
+        Where there are sidecars also a digest of the labels in the first.
+        """
+        return {source.key: source.fingerprint for source in self._sources}
 
     def beside(self, stored: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
         """By source, what an earlier `fingerprint` says and what is true now; equal where it is the same.
@@ -190,17 +244,18 @@ class TrainSet:
         return {key: _comparable(stored.get(key), now) for key, now in self.fingerprint.items()}
 
     def loader(
-        self, tokenizer: Tokenize, *, start_step: int, stop_step: int, rank: int, world_size: int
+        self, tokenizer: Tokenize | None, *, start_step: int, stop_step: int, rank: int, world_size: int
     ) -> NumberedLoader[Batch]:
         """This rank's rows of the batches of global steps start_step … stop_step − 1.
 
         Args:
-            tokenizer: captions to token ids; called once a batch, in the worker.
+            tokenizer: captions to token ids; called once a batch, in the worker. None without captions.
 
         Raises:
-            ConfigError: the ranks do not divide the streams.
+            ConfigError: the ranks do not divide the streams, or there are captions or a tokenizer alone.
         """
         self._data.check_world_size(world_size)
+        self._data.check_tokenizer(tokenizer)
         batches = TrainBatches(
             self._sources,
             tokenizer,
@@ -245,7 +300,15 @@ def _stored_captions(source: OrderedSource) -> Iterator[str]:
                     yield from captions
 
 
-def _check_captions(shards: ShardSet, fields: tuple[str, ...], *, key: str) -> None:
+def _check_classes(sources: Sequence[OrderedSource]) -> None:
+    """A number names one class in a batch, whichever source its row is from."""
+    known = {source.key: source.num_classes for source in sources if source.num_classes}
+    if len(set(known.values())) > 1:
+        said = ", ".join(f"{key}.labels have {count} classes" for key, count in known.items())
+        raise DataError(f"{said}; sources in one batch need labels of one making")
+
+
+def _check_samples(shards: ShardSet, fields: tuple[str, ...], *, labels: str | None, key: str) -> None:
     """Look at the first samples: a wrong field name should not wait for the first batch."""
     seen: dict[str, None] = {}
     with closing(ShardCursor(shards, None)) as cursor:
@@ -256,12 +319,16 @@ def _check_captions(shards: ShardSet, fields: tuple[str, ...], *, key: str) -> N
             except (BrokenSampleError, BrokenShardError):
                 continue
             has_image = any(extension in raw.members for extension in IMAGE_EXTENSIONS)
-            if has_image and record_captions(record, fields):
+            has_caption = not fields or record_captions(record, fields)
+            if has_image and has_caption and (labels != CLS or CLS in record):
                 return
             seen |= dict.fromkeys([*raw.members, *field_names(record)])
+    wanted = [f"{' or '.join(fields)} ({key}.captions)"] if fields else []
+    wanted += [f"{CLS} ({key}.labels)"] if labels == CLS else []
+    beside = f"{' and '.join(wanted)} beside an image" if wanted else "an image"
     raise DataError(
-        f"none of the first samples of {shards.urls[0]} has {' or '.join(fields)} ({key}.captions) beside an "
-        f"image ({', '.join(IMAGE_EXTENSIONS)}); they have: {', '.join(seen) or 'nothing readable'}"
+        f"none of the first samples of {shards.urls[0]} has {beside} ({', '.join(IMAGE_EXTENSIONS)}); "
+        f"they have: {', '.join(seen) or 'nothing readable'}"
     )
 
 

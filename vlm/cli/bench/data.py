@@ -24,7 +24,9 @@ def main(config: DictConfig) -> None:
     data = parts["data"]
     train_set = data.open()
     print(f"measuring for {3 * _SECONDS:.0f} seconds at most …")
-    tokenizer = parts["tokenizer"].build(lambda limit: train_set.captions(min(limit, _MAX_CAPTIONS)))
+    recipe = parts["tokenizer"]
+    data.check_tokenizer(recipe)
+    tokenizer = recipe and recipe.build(lambda limit: train_set.captions(min(limit, _MAX_CAPTIONS)))
     found = bench(data, train_set, tokenizer, seconds=_SECONDS)
     rows = [(name, ms, 1000 / ms if ms else 0) for name, ms in found.stages.items()]
     rows.append(("one core, all of it", sum(found.stages.values()), found.core_rate))

@@ -13,15 +13,7 @@ from PIL import Image
 
 from vlm.data.images import UnreadableImageError
 from vlm.data.loader import OrderedSource, Tokenize
-from vlm.data.samples import (
-    IMAGE_EXTENSIONS,
-    BrokenSampleError,
-    decode_record,
-    draw_caption,
-    members_of,
-    sample_image,
-)
-from vlm.data.shards import ShardCursor
+from vlm.data.samples import BrokenSampleError, decode_record, sample_image
 from vlm.data.tar import RawSample
 from vlm.data.tools.processes import number_of_workers
 from vlm.data.train import TrainData, TrainSet
@@ -56,7 +48,7 @@ class Bench:
         return max(self.stages, key=lambda name: self.stages[name])
 
 
-def bench(data: TrainData, train_set: TrainSet, tokenizer: Tokenize, *, seconds: float) -> Bench:
+def bench(data: TrainData, train_set: TrainSet, tokenizer: Tokenize | None, *, seconds: float) -> Bench:
     """Take the stages one after another over samples in the order of training, then run the loader.
 
     The loader is that of one of `data.streams_per_group` ranks: so batches are small, and the first one soon
@@ -146,7 +138,7 @@ def _read(train_set: TrainSet, clock: _Clock, seconds: float) -> list[tuple[RawS
     for source in train_set.sources:
         share = source.order.batch_size / batch_size
         deadline = time.perf_counter() + seconds * share
-        cursor = ShardCursor(source.shards, members_of(source.captions) | frozenset(IMAGE_EXTENSIONS))
+        cursor = source.cursor()
         for shard, row in islice(_stream(source), max(1, round(_MAX_SAMPLES * share))):
             with clock.on(READ):
                 samples.append((cursor.read(shard, row), source))
@@ -169,7 +161,7 @@ def _stream(source: OrderedSource) -> Iterator[tuple[int, int]]:
 def _make_batch(
     samples: Sequence[tuple[RawSample, OrderedSource]],
     data: TrainData,
-    tokenizer: Tokenize,
+    tokenizer: Tokenize | None,
     clock: _Clock,
     sides: list[int],
 ) -> int:
@@ -179,7 +171,7 @@ def _make_batch(
         rng = random.Random(number)
         try:
             with clock.on(TOKENIZE):
-                caption = draw_caption(decode_record(raw), source.captions, rng=rng)
+                caption = source.caption_of(decode_record(raw), rng=rng)
             with clock.on(DECODE):
                 image = sample_image(raw)
             sides.append(min(image.size))
@@ -194,8 +186,9 @@ def _make_batch(
         except (BrokenSampleError, UnreadableImageError):
             continue
     if images:
-        with clock.on(TOKENIZE):
-            tokenizer(captions)
+        if tokenizer is not None:
+            with clock.on(TOKENIZE):
+                tokenizer(captions)
         with clock.on(COLLATE):
             torch.stack(images)
     return len(images)
@@ -212,7 +205,9 @@ def _time_decoding(image: Image.Image, clock: _Clock) -> None:
     image.load = timed  # type: ignore[method-assign, assignment]
 
 
-def _loader_rate(train_set: TrainSet, tokenizer: Tokenize, *, num_workers: int, seconds: float) -> float:
+def _loader_rate(
+    train_set: TrainSet, tokenizer: Tokenize | None, *, num_workers: int, seconds: float
+) -> float:
     """Images/s, once what the workers prepared ahead of the first request is used up."""
     ranks = train_set.sources[0].order.streams_per_group
     loader = train_set.loader(tokenizer, start_step=0, stop_step=_ENDLESS, rank=0, world_size=ranks)
