@@ -19,13 +19,12 @@ def main(config: DictConfig) -> None:
     from vlm.data.tools.bench import advice, bench
 
     parts: dict[str, Any] = {name: build(values[name], name) for name in ("make_data", "data", "tokenizer")}
+    data, recipe = parts["data"], parts["tokenizer"]
+    data.check_tokenizer(recipe)
     if parts["make_data"] is not None:
         parts["make_data"].make()
-    data = parts["data"]
     train_set = data.open()
     print(f"measuring for {3 * _SECONDS:.0f} seconds at most …")
-    recipe = parts["tokenizer"]
-    data.check_tokenizer(recipe)
     tokenizer = recipe and recipe.build(lambda limit: train_set.captions(min(limit, _MAX_CAPTIONS)))
     found = bench(data, train_set, tokenizer, seconds=_SECONDS)
     rows = [(name, ms, 1000 / ms if ms else 0) for name, ms in found.stages.items()]
