@@ -6,6 +6,7 @@ from small_shards import image_bytes, tokenize, train_data, write_shards
 
 from vlm.broken import Cause
 from vlm.data import Source
+from vlm.data.shards import ShardCursor
 from vlm.data.tools import bench as bench_module
 from vlm.data.tools.bench import COLLATE, DECODE, READ, STAGES, TOKENIZE, TRANSFORM, Bench, advice, bench
 from vlm.errors import DataError
@@ -23,7 +24,7 @@ def slowed(function, milliseconds: float):
 def test_time_is_booked_on_the_stage_that_takes_it(tmp_path: Path, monkeypatch, stage: str) -> None:
     data = train_data(write_shards(tmp_path, [40]))
     places = {
-        READ: (bench_module.ShardCursor, "read"),
+        READ: (ShardCursor, "read"),
         DECODE: (bench_module, "sample_image"),
         TRANSFORM: (type(data.augment), "__call__"),
         COLLATE: (bench_module.torch, "stack"),
