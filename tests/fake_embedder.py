@@ -5,6 +5,7 @@ from typing import Any
 
 import torch
 
+from vlm.distributed import Topology
 from vlm.inference import Embedder, ImageEmbeddings
 
 
@@ -21,3 +22,24 @@ class FakeEmbedder(Embedder):
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([self.vectors[text] for text in texts], dtype=torch.float32)
+
+
+class FakeSets(Embedder):
+    """Several data sets of pictures by name, each as vectors and the class of each picture."""
+
+    device = torch.device("cpu")
+
+    def __init__(self, **sets: tuple[torch.Tensor, Sequence[int | str]]) -> None:
+        self.topology = Topology.current()
+        self.progress = False
+        self.between_batches = None
+        self.sets = {
+            name: ImageEmbeddings(
+                features.float(), [{"key": str(row), "cls": value} for row, value in enumerate(labels)]
+            )
+            for name, (features, labels) in sets.items()
+        }
+
+    def images(self, shards: str | Sequence[str]) -> ImageEmbeddings:
+        assert isinstance(shards, str)
+        return self.sets[shards]

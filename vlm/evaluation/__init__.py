@@ -4,6 +4,9 @@ from vlm.evaluation.caption_choice import CaptionChoice
 from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, ClassesFromText
 from vlm.evaluation.clip_benchmark import clip_benchmark
 from vlm.evaluation.evaluator import Evaluator, Result, run_suite
+from vlm.evaluation.image_retrieval import ImageRetrieval
+from vlm.evaluation.linear_probe import LinearProbe
+from vlm.evaluation.nearest_neighbours import NearestNeighbours
 from vlm.evaluation.report import write_report
 from vlm.evaluation.results import write_results
 from vlm.evaluation.retrieval import Retrieval
@@ -15,6 +18,9 @@ __all__ = [
     "ClassesFromShards",
     "ClassesFromText",
     "Evaluator",
+    "ImageRetrieval",
+    "LinearProbe",
+    "NearestNeighbours",
     "Result",
     "Retrieval",
     "ZeroShot",

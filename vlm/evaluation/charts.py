@@ -10,7 +10,10 @@ from pathlib import Path
 
 from markupsafe import Markup
 
-SHOWN = re.compile(r"train/.+|time/samples_per_s|eval/[^/]+/(acc1|(image|text)_retrieval_recall@1|\w+_acc)")
+SHOWN = re.compile(
+    r"train/.+|time/samples_per_s"
+    r"|eval/[^/]+/(acc1|(image|text)_retrieval_recall@1|image_to_image_recall@1|map|\w+_acc1?)"
+)
 MAX_POINTS = 240
 WIDTH, HEIGHT = 320, 170
 LEFT, RIGHT, TOP, BOTTOM = 44, 10, 8, 22
@@ -24,6 +27,8 @@ class Curve:
 
     name: str
     points: list[Point]
+    across: str = "step"
+    """What the first number of a point is."""
 
     @property
     def last(self) -> float:
@@ -83,8 +88,8 @@ def draw(curve: Curve) -> Markup:
     line = " ".join(",".join(place(x, y)) for x, y in points)
     parts.append(f'<polyline class="curve" points="{line}"/>')
     label = Markup.escape(
-        f"{curve.name}: {number(curve.points[0][1])} at step {number(x_span[0])}, "
-        f"{number(curve.last)} at step {number(x_span[1])}"
+        f"{curve.name}: {number(curve.points[0][1])} at {curve.across} {number(x_span[0])}, "
+        f"{number(curve.last)} at {curve.across} {number(x_span[1])}"
     )
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'

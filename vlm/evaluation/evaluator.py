@@ -1,12 +1,15 @@
 """What an evaluation is, and how a suite of them is run."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol, runtime_checkable
 
 from vlm.data import open_shards, read_records
 from vlm.errors import DataError
 from vlm.inference import Embedder
+
+Patterns = str | Sequence[str]
+"""Of shards, as `data.train.shards` takes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -14,8 +17,8 @@ class Result:
     """Numbers of one evaluation, and what a report shows of it."""
 
     task: str
-    """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval` or
-    `image_caption_selection`."""
+    """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval`, `image_caption_selection`
+    or `linear_probe`; and `knn` and `image_retrieval`, which it does not have."""
     metrics: dict[str, float]
     chance: dict[str, float]
     """What guessing gets, for the metrics where that is known."""
@@ -23,6 +26,8 @@ class Result:
     details: dict[str, Any]
     """Examples for the report, as plain data. A picture is its position in the data set `details["shards"]`;
     `details["pictures"]` lists all that are used."""
+    notes: dict[str, float] = field(default_factory=dict)
+    """Numbers that are no scores but belong to them, such as the weight that a sweep chose."""
 
 
 @runtime_checkable
@@ -48,11 +53,20 @@ def run_suite(evaluators: Mapping[str, Evaluator], embedder: Embedder) -> dict[s
     return {name: evaluator(embedder) for name, evaluator in evaluators.items()}
 
 
-def records_of(shards: str | Sequence[str]) -> list[dict[str, Any]]:
-    """The records of a data set without its pictures."""
-    records = list(read_records(open_shards(shards, key="shards")))
+def patterns(shards: Patterns) -> list[str]:
+    """One pattern or several, as a list."""
+    return [shards] if isinstance(shards, str) else list(shards)
+
+
+def records_of(shards: Patterns, *, key: str = "shards") -> list[dict[str, Any]]:
+    """The records of a data set without its pictures.
+
+    Args:
+        key: of the evaluator that names the shards, for messages.
+    """
+    records = list(read_records(open_shards(shards, key=key)))
     if not records:
-        raise DataError(f"shards={shards!r} hold no samples")
+        raise DataError(f"{key}={shards!r} hold no samples")
     return records
 
 

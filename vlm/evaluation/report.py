@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
 from PIL import Image
 
 from vlm.data import Preprocess, open_shards, read_images
@@ -23,8 +25,12 @@ PICTURE_SIZE = 128
 CJK = re.compile("[\u3400-\u9fff]")
 LABELS = {
     "acc1": "top-1",
+    "knn_acc1": "top-1",
+    "lp_acc1": "top-1",
     "acc5": "top-5",
     "mean_per_class_recall": "mean per class",
+    "map": "mAP",
+    "map@r": "mAP@R",
 }
 """Column titles; a metric that is not here is shown by its own name."""
 
@@ -96,7 +102,8 @@ def _environment() -> Environment:
         "percent": percent,
         "number": charts.number,
         "lang": lambda text: "zh" if CJK.search(text) else "en",
-        "label": lambda metric: LABELS.get(metric, metric.removesuffix("_acc").replace("_", " ")),
+        "label": label,
+        "draw_sweep": draw_sweep,
     }
     return environment
 
@@ -104,6 +111,19 @@ def _environment() -> Environment:
 def percent(value: float) -> str:
     """A share as percent: one decimal, two significant digits where that would show too little."""
     return f"{100 * value:.1f} %" if value == 0 or value >= 0.00995 else f"{100 * value:.2g} %"
+
+
+def label(metric: str) -> str:
+    """The title of a metric's column."""
+    if metric.startswith("image_to_image_recall@"):
+        return metric.replace("image_to_image_recall", "R")
+    return LABELS.get(metric, metric.removesuffix("_acc").replace("_", " "))
+
+
+def draw_sweep(sweep: list[tuple[float, float]]) -> Markup:
+    """An SVG of what each weight of a penalty got, the weights as powers of ten."""
+    points = [(math.log10(weight), value) for weight, value in sweep]
+    return charts.draw(charts.Curve(name="validation accuracy", points=points, across="log10 of l2"))
 
 
 def _by_task(parts: list[Part]) -> dict[str, list[Part]]:

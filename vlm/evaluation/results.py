@@ -16,7 +16,7 @@ def write_results(
     """Write `results.json` into `folder`; on the main rank.
 
     Under `results` stands, for each evaluation, what CLIP_benchmark's files have (`dataset`, `task`,
-    `metrics`), with chance levels and the number of images beside it.
+    `metrics`), with chance levels and the number of images beside it, and notes where there are any.
 
     Args:
         weights: of the checkpoint, as `load` takes them.
@@ -40,6 +40,7 @@ def write_results(
                 "chance": result.chance,
                 "num_samples": result.num_samples,
             }
+            | ({"notes": result.notes} if result.notes else {})
             for name, result in results.items()
         },
     }

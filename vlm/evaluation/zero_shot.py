@@ -1,6 +1,5 @@
 """Zero-shot classification: which class name, put into sentences, is nearest to the picture."""
 
-from collections import Counter
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -14,12 +13,12 @@ from vlm.errors import ConfigError, DataError
 from vlm.evaluation.class_names import ClassNames, ClassSource
 from vlm.evaluation.evaluator import Result, records_of, spread
 from vlm.evaluation.fields import Label, label_of, read_text
+from vlm.evaluation.labelled import mean_per_class_recall, most_confused
 from vlm.evaluation.ranking import Ranking, chance_of_hit, group_sizes, rank_relevant, top_matches
 from vlm.inference import Embedder
 
 NUM_EXAMPLES = 12
 NUM_GUESSES = 3
-NUM_CONFUSED = 15
 
 
 class ZeroShot:
@@ -133,9 +132,7 @@ def zero_shot_metrics(
     The recall is averaged over the labels that occur, each weighing the same however many pictures it has.
     """
     metrics = {f"acc{k}": (rank <= k).double().mean().item() for k in _ks(num_names)}
-    counts = label.bincount()
-    right = label.bincount(weights=(rank <= 1).double())
-    metrics["mean_per_class_recall"] = (right / counts)[counts > 0].mean().item()
+    metrics["mean_per_class_recall"] = mean_per_class_recall(rank <= 1, label)
     return metrics
 
 
@@ -162,13 +159,8 @@ def _most_confused(ranking: Ranking, class_group: Tensor, classes: ClassNames) -
     for name, group in zip(classes.names, class_group.tolist(), strict=True):
         name_of.setdefault(group, name)
     wrong = ranking.rank > 1
-    pairs = zip(
-        class_group[ranking.best[wrong]].tolist(), class_group[ranking.rival[wrong]].tolist(), strict=True
-    )
-    return [
-        {"true": name_of[true], "guess": name_of[guess], "count": count}
-        for (true, guess), count in Counter(pairs).most_common(NUM_CONFUSED)
-    ]
+    true, guess = class_group[ranking.best[wrong]], class_group[ranking.rival[wrong]]
+    return most_confused(true, guess, name_of)
 
 
 def _examples(

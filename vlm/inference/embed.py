@@ -62,18 +62,27 @@ class Embedder:
         self.bf16 = bf16
         self.progress = progress
         self.between_batches = between_batches
-        self._last: tuple[tuple[str, ...], ImageEmbeddings] | None = None
+        self._last: dict[tuple[str, ...], ImageEmbeddings] = {}
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model runs."""
+        return self.loaded.model.logit_scale.device
 
     def images(self, shards: str | Sequence[str]) -> ImageEmbeddings:
         """Embed a data set, given by shard patterns.
 
-        The last data set is remembered, as several evaluations often look at one data set in turn.
+        The last two data sets are remembered: evaluations often look at one data set in turn, and a probe at
+        a training and a test set.
         """
         asked = (shards,) if isinstance(shards, str) else tuple(shards)
-        if self._last is None or self._last[0] != asked:
-            self._last = None  # two large data sets need not fit in memory
-            self._last = asked, self._embed_images(asked)
-        return self._last[1]
+        found = self._last.pop(asked, None)
+        if found is None:
+            for oldest in list(self._last)[:-1]:
+                del self._last[oldest]  # three large data sets need not fit in memory
+            found = self._embed_images(asked)
+        self._last[asked] = found
+        return found
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "m d"]:
         """Embed texts; fp32 on the CPU. Equal texts are encoded once and get the very same vector."""
@@ -125,7 +134,7 @@ class Embedder:
     def _model(self) -> Iterator[tuple[DualEncoder, torch.device]]:
         """The model in evaluation mode without gradients, every module's own mode restored at the end."""
         model = self.loaded.model
-        device = model.logit_scale.device
+        device = self.device
         modes = {module: module.training for module in model.modules()}
         model.eval()
         try:
