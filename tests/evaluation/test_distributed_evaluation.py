@@ -1,3 +1,4 @@
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -6,7 +7,18 @@ from gloo import run_gloo
 from tiny import COLOURS, tiny_loaded, write_tiny_shards
 
 from vlm.distributed import Topology
-from vlm.evaluation import CaptionChoice, ClassesFromShards, Retrieval, ZeroShot, run_suite
+from vlm.evaluation import (
+    CaptionChoice,
+    ClassesFromShards,
+    ImageRetrieval,
+    LinearProbe,
+    NearestNeighbours,
+    Retrieval,
+    ZeroShot,
+    image_retrieval,
+    nearest_neighbours,
+    run_suite,
+)
 from vlm.inference import Embedder
 
 BATCH_SIZES = (2, 6)  # 7 and 3 batches of pictures: some ranks have none, of 2 as of 4
@@ -15,6 +27,7 @@ TEXTS = [f"a {name} square" for name in COLOURS for _ in range(2)] + ["红色的
 
 def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
     """Vectors, records and results for every batch size."""
+    train, test = (str(Path(shards).with_name(name)) for name in ("0000[01].tar", "00002.tar"))
     suite = {
         "zero_shot": ZeroShot(
             shards,
@@ -24,7 +37,12 @@ def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
         ),
         "retrieval": Retrieval(shards, ["json.caption_en", "json.caption_zh"], relevance="json.colour"),
         "choice": CaptionChoice(shards, "json.caption_en", negatives={"replaced": "json.false"}),
+        "knn": NearestNeighbours(train, test, label="json.colour", k=3, temperature=0.07),
+        "probe": LinearProbe(train, test, label="cls", l2=[1e-4, 1e-2, 1.0], validation_share=0.3, seed=0),
+        "similar": ImageRetrieval(shards, None, label="json.colour", recall_at=[1, 5]),
+        "gallery": ImageRetrieval(test, train, label="json.colour", recall_at=[1, 5]),
     }
+    image_retrieval.TILE_ENTRIES, nearest_neighbours.QUERY_ROWS = 2 * 13, 1  # work for several ranks
     found: dict[int, dict[str, Any]] = {}
     for batch_size in BATCH_SIZES:
         embedder = Embedder(tiny_loaded(), Topology.current(), batch_size=batch_size, num_workers=0)
@@ -35,6 +53,7 @@ def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
             "records": images.records,
             "texts": embedder.texts(TEXTS).tolist(),
             "metrics": {name: result.metrics for name, result in results.items()},
+            "notes": {name: result.notes for name, result in results.items()},
             "details": {name: result.details for name, result in results.items()},
         }
     return found
@@ -46,8 +65,11 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 @pytest.fixture(scope="module")
-def alone(shards: str) -> dict[int, dict[str, Any]]:
-    return evaluate_all(shards)
+def alone(shards: str) -> Iterator[dict[int, dict[str, Any]]]:
+    with pytest.MonkeyPatch.context() as patch:  # what the call below sets is put back
+        for module, name in ((image_retrieval, "TILE_ENTRIES"), (nearest_neighbours, "QUERY_ROWS")):
+            patch.setattr(module, name, getattr(module, name))
+        yield evaluate_all(shards)
 
 
 @pytest.mark.parametrize("world_size", [pytest.param(2, marks=pytest.mark.long), 4])

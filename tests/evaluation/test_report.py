@@ -9,6 +9,9 @@ from vlm.distributed import Topology
 from vlm.evaluation import (
     CaptionChoice,
     ClassesFromShards,
+    ImageRetrieval,
+    LinearProbe,
+    NearestNeighbours,
     Result,
     Retrieval,
     ZeroShot,
@@ -68,10 +71,15 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
     shards = write_tiny_shards(run / "shards", num_samples=9)
     (run / "metrics.csv").write_text("step,train/loss,eval/x/acc1\n1,4.5,\n2,4.0,0.1\n3,3.0,0.2\n")
     classes = ClassesFromShards(shards, name="json.caption_zh", label="json.colour")
+    train, test = f"{run}/shards/00000.tar", f"{run}/shards/00001.tar"
     suite = {
         "names": ZeroShot(shards, classes, label="json.colour", templates=["{c}"]),
         "search": Retrieval(shards, ["txt"], relevance="json.colour"),
         "choice": CaptionChoice(shards, "json.caption_en", negatives={"replaced": "json.false"}),
+        "knn": NearestNeighbours(train, test, label="json.colour", k=3, temperature=0.07),
+        "probe": LinearProbe(train, test, label="cls", l2=[1e-4, 1.0], validation_share=0.3, seed=0),
+        "similar": ImageRetrieval(shards, None, label="json.colour", recall_at=[1, 5]),
+        "gallery": ImageRetrieval(test, train, label="json.colour", recall_at=[1, 5]),
     }
     results = run_suite(suite, Embedder(load(run), Topology.current(), batch_size=4, num_workers=0))
     write_results(run / "out", results, checkpoint=checkpoint)
@@ -90,7 +98,7 @@ def test_page_is_well_formed_and_loads_nothing(written: tuple[Path, dict[str, Re
     assert "url(" not in text
     assert "@import" not in text
     assert len(page.ids) == len(set(page.ids))
-    assert page.links == ["#names", "#search", "#choice"]
+    assert page.links == [f"#{name}" for name in written[1]]
     assert {link.removeprefix("#") for link in page.links} <= set(page.ids)
 
 
@@ -122,13 +130,36 @@ def test_results_tell_what_was_measured_of_what(written: tuple[Path, dict[str, R
     assert content["model"]["embed_dim"] == 8
     assert content["versions"].keys() == {"evaluated_with", "trained_with"}
     for name, result in results.items():
+        notes = {"notes": result.notes} if result.notes else {}
         assert content["results"][name] == {
             "dataset": name,
             "task": result.task,
             "metrics": result.metrics,
             "chance": result.chance,
-            "num_samples": 9,
+            "num_samples": result.num_samples,
+            **notes,
         }
+    assert content["results"]["probe"]["notes"].keys() == {"num_train", "l2", "validation_acc1"}
+    assert content["results"]["similar"]["notes"] == {"num_gallery": 9, "num_left_out": 0}
+
+
+def test_page_shows_neighbours_the_sweep_and_what_pictures_find(
+    written: tuple[Path, dict[str, Result]],
+) -> None:
+    run, results = written
+    text = (run / "out" / "report.html").read_text(encoding="utf-8")
+    words = " ".join(Page(text).words)
+    probe = results["probe"]
+    assert f"linear probe, l2 {probe.notes['l2']:.2g}" in words
+    assert "vote of the 3 nearest, temperature 0.07" in words
+    assert "4 queries, 5 pictures searched" in words
+    (chart,) = (part for part in text.split("<svg")[1:] if "at log10 of l2" in part)
+    assert chart[: chart.index("</svg>")].count("<polyline") == 1
+    for name in ("knn", "similar", "gallery"):
+        section = text[text.index(f'<h2 id="{name}"') :]
+        section = section[: section.index("</section>")]
+        examples = results[name].details["examples"]
+        assert section.count("<img") == sum(1 + len(example["found"]) for example in examples)
 
 
 @pytest.mark.parametrize(

@@ -50,6 +50,18 @@ def test_a_data_set_is_read_once_for_evaluations_in_turn(shards: str) -> None:
     assert found.images(shards) is found.images([shards])
 
 
+def test_two_data_sets_are_remembered_and_no_third(shards: str) -> None:
+    found = embedder(tiny_loaded())
+    one, two, three = (shards.replace("*", f"0000{number}") for number in range(3))
+    first, second = found.images(one), found.images(two)
+    assert found.images(one) is first
+    assert found.images(two) is second
+    third = found.images(three)
+    assert found.images(two) is second
+    assert found.images(one) is not first
+    assert found.images(three) is not third  # `one` took its place
+
+
 def test_every_module_keeps_its_own_mode(shards: str) -> None:
     loaded = tiny_loaded()
     loaded.model.train()

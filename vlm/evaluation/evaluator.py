@@ -26,7 +26,7 @@ class Result:
     details: dict[str, Any]
     """Examples for the report, as plain data. A picture is its position in the data set `details["shards"]`;
     `details["pictures"]` lists all that are used."""
-    notes: dict[str, float] = field(default_factory=dict)
+    notes: Mapping[str, int | float] = field(default_factory=dict)
     """Numbers that are no scores but belong to them, such as the weight that a sweep chose."""
 
 

@@ -132,7 +132,7 @@ class ImageRetrieval:
             )
         group = torch.tensor([number[value] for value in wanted])
         gallery_group = torch.tensor([number[value] for value in offered])
-        num_relevant = group_sizes(group, gallery_group) - (gallery is None)
+        num_relevant = group_sizes(group, gallery_group) - int(gallery is None)
         if not bool(num_relevant.any()):
             raise DataError(
                 f"no sample of query={self.query} has another of its {self.label} in the gallery, so there "
@@ -244,7 +244,7 @@ def retrieval_metrics(found: Precision, *, recall_at: Sequence[int]) -> dict[str
 def retrieval_chance(queries: Queries, *, recall_at: Sequence[int]) -> dict[str, float]:
     """What a shuffled gallery gets in `retrieval_metrics`."""
     relevant = queries.num_relevant[queries.counted]
-    items = len(queries.gallery_group) - queries.itself
+    items = len(queries.gallery_group) - int(queries.itself)
     recalls = {f"image_to_image_recall@{k}": chance_of_hit(relevant, num_items=items, k=k) for k in recall_at}
     whole = _expected_precision(relevant, torch.full_like(relevant, items), num_items=items)
     return recalls | {"map": whole, "map@r": _expected_precision(relevant, relevant, num_items=items)}

@@ -13,8 +13,8 @@ products of a gradient, and memory does not grow with rows × classes."""
 MAX_ITERATIONS = 1000
 HISTORY = 20
 TOLERANCE = 1e-4
-"""Largest entry of the gradient where a fit ends, in the coordinates that the fit uses. Half its squared norm is
-about what the loss is above its minimum; rounding in single precision is about a tenth of this value."""
+"""Largest entry of the gradient where a fit ends, in the coordinates that the fit uses. Half its squared norm
+is about what the loss is above its minimum; rounding in single precision is about a tenth of this value."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
