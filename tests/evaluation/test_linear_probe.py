@@ -10,7 +10,14 @@ from torch.nn.functional import normalize
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation import LinearProbe
-from vlm.evaluation.linear_probe import Trial, best_of, between_neighbours, is_right, validation_rows
+from vlm.evaluation.linear_probe import (
+    Trial,
+    best_of,
+    between_neighbours,
+    ends_open,
+    is_right,
+    validation_rows,
+)
 
 L2 = [1e-8, 1e-6, 1e-4, 1e-2, 1.0]
 
@@ -94,10 +101,29 @@ def test_scores_examples_and_confusions_agree() -> None:
     assert result.metrics["mean_per_class_recall"] == pytest.approx(sum(recalls) / 3)
 
 
-def test_the_best_value_at_the_end_of_the_sweep_is_told(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize(
+    ("accuracies", "expected"),
+    [
+        ([0.9, 0.8, 0.7], True),
+        ([0.7, 0.8, 0.9], True),
+        ([0.7, 0.9, 0.8], False),
+        ([0.9, 0.9, 0.8], False),
+        ([0.9, 0.8, 0.9], True),
+        ([0.9, 0.8], True),
+        ([0.9, 0.9], False),
+    ],
+)
+def test_a_sweep_that_still_rises_at_its_end_is_open(accuracies: list[float], expected: bool) -> None:
+    trials = [Trial(l2=10.0**place, acc1=value, cross_entropy=1.0) for place, value in enumerate(accuracies)]
+    assert ends_open(trials[::-1]) == expected
+
+
+def test_an_open_sweep_is_told(caplog: pytest.LogCaptureFixture) -> None:
     data = FakeSets(train=pictures(noise=0.5, seed=0), test=pictures(noise=0.5, seed=1))
-    probe(l2=[1e-9, 1e-8])(data)
-    assert "is at the end of the sweep; extend `l2` beyond it" in caplog.text
+    result = probe(l2=[1e-7, 1e-6])(data)
+    told = "is at the end of the sweep; extend `l2` beyond it" in caplog.text
+    trials = [Trial(l2=l2, acc1=value, cross_entropy=1.0) for l2, value in result.details["sweep"]]
+    assert told == ends_open(trials)
 
 
 def test_features_that_are_not_finite_are_refused() -> None:

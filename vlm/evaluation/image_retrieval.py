@@ -194,7 +194,8 @@ def average_precision(
         )
         return tuple(part.cpu().numpy() for part in parts)
 
-    blocks = queries.counted.split(max(1, TILE_ENTRIES // len(gallery)))
+    counted, step = queries.counted, max(1, TILE_ENTRIES // len(gallery))
+    blocks = [counted[start : start + step] for start in range(0, len(counted), step)]
     parts = over_ranks(work, blocks, embedder, what="image retrieval")
     rank, average, average_at_r = (
         torch.from_numpy(np.concatenate(part)) for part in zip(*parts, strict=True)

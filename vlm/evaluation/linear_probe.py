@@ -90,7 +90,7 @@ class LinearProbe:
             what="linear probe",
         )
         if embedder.topology.is_main:
-            self._warn(l2, classifier)
+            _warn(trials, l2, classifier)
         return self._result(data, classifier, trials, l2)
 
     def _sweep(self, data: LabelledFeatures, embedder: Embedder) -> list[Trial]:
@@ -111,12 +111,6 @@ class LinearProbe:
             what = f"linear probe: sweep, refinement {number + 1} of {REFINEMENTS}"
             trials += over_ranks(trial, between_neighbours(trials), embedder, what=what)
         return sorted(trials, key=lambda tried: tried.l2)
-
-    def _warn(self, l2: float, classifier: LinearClassifier) -> None:
-        if len(self.l2) > 1 and l2 in (self.l2[0], self.l2[-1]):
-            log.warning("linear probe: the best l2=%g is at the end of the sweep; extend `l2` beyond it", l2)
-        if not classifier.converged:
-            log.warning("linear probe: the fit with l2=%g did not converge; try a larger `l2`", l2)
 
     def _result(
         self, data: LabelledFeatures, classifier: LinearClassifier, trials: list[Trial], l2: float
@@ -154,6 +148,14 @@ def best_of(trials: Sequence[Trial]) -> Trial:
     return max(trials, key=lambda trial: (trial.acc1, -trial.cross_entropy, trial.l2))
 
 
+def ends_open(trials: Sequence[Trial]) -> bool:
+    """Whether the accuracy still rises where the sweep ends."""
+    ordered = sorted(trials, key=lambda trial: trial.l2)
+    place = ordered.index(best_of(trials))
+    inward = {0: 1, len(ordered) - 1: -2}.get(place, place)
+    return ordered[place].acc1 > ordered[inward].acc1
+
+
 def between_neighbours(trials: Sequence[Trial]) -> list[float]:
     """The geometric means of the best value and those tried next below and above it."""
     tried = sorted(trial.l2 for trial in trials)
@@ -179,6 +181,13 @@ def is_right(logits: Float[Tensor, "n c"], label: Int64[Tensor, " n"]) -> Tensor
     own = logits.gather(1, label[:, None])
     others = logits.scatter(1, label[:, None], -torch.inf)
     return (own > others).all(dim=1)
+
+
+def _warn(trials: Sequence[Trial], l2: float, classifier: LinearClassifier) -> None:
+    if trials and ends_open(trials):
+        log.warning("linear probe: the best l2=%g is at the end of the sweep; extend `l2` beyond it", l2)
+    if not classifier.converged:
+        log.warning("linear probe: the fit with l2=%g did not converge; try a larger `l2`", l2)
 
 
 def _trial(logits: Tensor, label: Tensor, *, l2: float) -> Trial:

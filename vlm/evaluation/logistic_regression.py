@@ -1,6 +1,5 @@
 """Multinomial logistic regression with an l2 penalty, fitted to its optimum."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -29,8 +28,8 @@ class LinearClassifier:
 
     def logits(self, features: Float[Tensor, "n d"]) -> Float[Tensor, "n c"]:
         """In double precision, rounded to single: equal rows get equal logits."""
-        rows = max(1, BLOCK_ENTRIES // max(self.weight.shape))
-        return torch.cat([(part.double() @ self.weight + self.bias).float() for part in features.split(rows)])
+        blocks = _blocks(len(features), width=max(self.weight.shape))
+        return torch.cat([(features[rows].double() @ self.weight + self.bias).float() for rows in blocks])
 
 
 class LogisticRegression:
@@ -51,15 +50,15 @@ class LogisticRegression:
         self.label = label
         self.num_classes = num_classes
         self.mean = features.mean(dim=0, dtype=torch.float64)
-        self._rows = max(1, BLOCK_ENTRIES // (features.shape[1] + num_classes))
+        self._blocks = _blocks(len(features), width=features.shape[1] + num_classes)
         self.variance, self.axes = self._principal(features)
         axes, centre = self.axes.to(features.dtype), self.mean.to(features.dtype)
-        self.features = torch.cat([(part - centre) @ axes for part in features.split(self._rows)])
+        self.features = torch.cat([(features[rows] - centre) @ axes for rows in self._blocks])
 
     def _principal(self, features: Tensor) -> tuple[Tensor, Tensor]:
         covariance = torch.zeros(2 * features.shape[1:], dtype=torch.float64, device=features.device)
-        for part in features.split(self._rows):
-            centred = part.double() - self.mean
+        for rows in self._blocks:
+            centred = features[rows].double() - self.mean
             covariance += centred.T @ centred
         variance, axes = torch.linalg.eigh(covariance / len(features))
         return variance.clamp(min=0), axes
@@ -91,7 +90,7 @@ class LogisticRegression:
             history_size=HISTORY,
             line_search_fn="strong_wolfe",
         )
-        optimizer.step(objective)  # type: ignore[arg-type]
+        optimizer.step(objective)  # type: ignore[no-untyped-call]
         assert point.grad is not None
         weight = self.axes @ (scale * point[:-1])
         return LinearClassifier(
@@ -106,7 +105,8 @@ class LogisticRegression:
         used_weight, used_bias = weight.to(dtype), bias.to(dtype)
         loss = torch.zeros((), dtype=torch.float64, device=weight.device)
         weight_gradient, bias_gradient = torch.zeros_like(weight), torch.zeros_like(bias)
-        for features, label in self._blocks():
+        for rows in self._blocks:
+            features, label = self.features[rows], self.label[rows]
             log_probability = torch.addmm(used_bias, features, used_weight).log_softmax(dim=1)
             loss -= log_probability.gather(1, label[:, None]).sum(dtype=torch.float64)
             residual = log_probability.exp_()
@@ -116,5 +116,7 @@ class LogisticRegression:
         count = len(self.label)
         return loss / count, weight_gradient / count, bias_gradient / count
 
-    def _blocks(self) -> Iterator[tuple[Tensor, Tensor]]:
-        return zip(self.features.split(self._rows), self.label.split(self._rows), strict=True)
+
+def _blocks(num_rows: int, *, width: int) -> list[slice]:
+    step = max(1, BLOCK_ENTRIES // width)
+    return [slice(start, start + step) for start in range(0, num_rows, step)]

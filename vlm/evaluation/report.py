@@ -4,7 +4,7 @@ import base64
 import io
 import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.resources import files
@@ -98,13 +98,14 @@ def _environment() -> Environment:
     environment = Environment(
         autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    environment.filters |= {
+    filters: dict[str, Callable[..., Any]] = {
         "percent": percent,
         "number": charts.number,
         "lang": lambda text: "zh" if CJK.search(text) else "en",
         "label": label,
         "draw_sweep": draw_sweep,
     }
+    environment.filters |= filters
     return environment
 
 
