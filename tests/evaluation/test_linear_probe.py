@@ -80,6 +80,13 @@ def test_a_single_value_is_used_as_it_is_on_all_pictures() -> None:
     assert probe(l2=[0.01], seed=5)(data).metrics == result.metrics
 
 
+def test_only_the_training_pictures_are_learned_from() -> None:
+    features, labels = torch.eye(4).repeat(5, 1), [row % 4 for row in range(20)]
+    moved = [(label + 1) % 4 for label in labels]
+    assert probe()(FakeSets(train=(features, labels), test=(features, labels))).metrics["lp_acc1"] == 1.0
+    assert probe()(FakeSets(train=(features, labels), test=(features, moved))).metrics["lp_acc1"] == 0.0
+
+
 def test_scores_examples_and_confusions_agree() -> None:
     data = FakeSets(train=pictures(noise=0.1, seed=0), test=pictures(noise=0.1, seed=1))
     result = probe(l2=[0.01])(data)

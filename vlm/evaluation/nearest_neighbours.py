@@ -139,8 +139,8 @@ def nearest(
 ) -> tuple[Float[Tensor, "m k"], Int64[Tensor, "m k"]]:
     """Cosines, in double precision, and positions of the k nearest training rows, nearest first.
 
-    Of equally near rows those of another class than the test row's stand first; nan is as near as can be in
-    a row of another class, as far as can be in one of the same.
+    Of equally near rows those of another class than the test row's stand first; nan is nearest in a row of
+    another class, and farthest in one of the same.
     """
     best = torch.empty(len(test), 0, dtype=torch.float64, device=test.device)
     place = torch.empty(len(test), 0, dtype=torch.int64, device=test.device)
@@ -149,11 +149,8 @@ def nearest(
         tile = scores(test, train[rows]).double()
         same = test_label[:, None] == train_label[rows]
         # Between two neighbouring numbers of single precision there is room in double precision.
-        tile = torch.where(
-            same,
-            tile.nextafter(tile.new_tensor(-torch.inf)).nan_to_num_(nan=-torch.inf),
-            tile.nan_to_num(nan=torch.inf),
-        )
+        below = tile.nextafter(tile.new_tensor(-torch.inf)).nan_to_num_(nan=-torch.inf)
+        tile = torch.where(same, below, tile)
         top = tile.topk(min(k, tile.shape[1]), dim=1)
         joint = torch.cat([best, top.values], dim=1)
         kept = joint.topk(min(k, joint.shape[1]), dim=1)
