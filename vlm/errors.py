@@ -68,3 +68,9 @@ class HangError(VlmError):
 
 class DistributedError(VlmError):
     """The process groups are not what the configuration needs."""
+
+
+class LostRankError(DistributedError):
+    """Another rank ended in the middle of the work; what was computed is kept, another start goes on."""
+
+    exit_code = CRASHED

@@ -89,11 +89,58 @@ class EvaluateSettings:
     bf16: bool = MISSING
 
 
+@dataclass
+class EmbedPreprocessSettings:
+    """What `vlm embed model=` does to pictures, as `data.preprocess` of training."""
+
+    resize_mode: str | None = None
+    interpolation: str | None = None
+    background: list[int] | None = None
+
+
+@dataclass
+class EmbedDataSettings:
+    """The shards of `vlm embed`."""
+
+    shards: Any = MISSING
+
+
+@dataclass
+class EmbedSettings:
+    """Root keys of `vlm embed`."""
+
+    run: str | None = None
+    model: Any = None
+    data: EmbedDataSettings = MISSING
+    out: str = MISSING
+    preprocess: EmbedPreprocessSettings = MISSING
+    device: str = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    bf16: bool = MISSING
+
+
+@dataclass
+class ClusterSettings:
+    """Root keys of `vlm cluster`."""
+
+    features: str = MISSING
+    k: int = MISSING
+    out: str = MISSING
+    name: str = MISSING
+    labels_per_sample: int = MISSING
+    iterations: int = MISSING
+    seed: int = MISSING
+    device: str = MISSING
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainSettings)
     store.store(name="evaluate_schema", node=EvaluateSettings)
+    store.store(name="embed_schema", node=EmbedSettings)
+    store.store(name="cluster_schema", node=ClusterSettings)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

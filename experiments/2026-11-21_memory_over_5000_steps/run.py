@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 import vlm
 from vlm.data.toy import write_toy
-from vlm.evaluation.charts import number, ticks
+from vlm.charts import number, ticks
 
 HERE = Path(__file__).parent
 STEPS, WORKERS, EVERY_S = 5000, 2, 0.5

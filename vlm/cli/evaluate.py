@@ -7,6 +7,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from vlm.cli.command import command
+from vlm.cli.device import check_batches, usable_device
 from vlm.errors import CheckpointError, ConfigError
 from vlm.settings import build_evaluators, resolve
 
@@ -28,7 +29,8 @@ def main(config: DictConfig) -> None:
     place = checkpoint.name if weights == "model" else f"{checkpoint.name}_{weights}"
     out = Path(values["out"] or run_folder / "evaluation" / place)
     with process_group() as topology:
-        device = _device(values)
+        check_batches(values)
+        device = usable_device(values["device"])
         if topology.is_main:
             for evaluator in evaluators.values():
                 evaluator.check()
@@ -86,25 +88,6 @@ def _refuse_code(node: Any) -> None:
             _refuse_code(value)
     elif isinstance(node, str) and ("pipe:" in node or "${" in node):
         raise ValueError(f"{node!r} would run a command or read the environment")
-
-
-def _device(values: dict[str, Any]) -> str:
-    """The device to run on, once the numbers that go with it are checked."""
-    import torch
-
-    if values["batch_size"] < 1 or values["num_workers"] < 0:
-        raise ConfigError(
-            f"batch_size={values['batch_size']} must be at least 1, "
-            f"num_workers={values['num_workers']} at least 0"
-        )
-    name: str = values["device"]
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        torch.empty(0, device=name)
-    except (RuntimeError, AssertionError) as error:
-        raise ConfigError(f"device={name} cannot be used: {str(error).splitlines()[0]}") from error
-    return name
 
 
 def _table(results: dict[str, Any]) -> str:

@@ -6,6 +6,8 @@ import sys
 
 VERBS = {
     "bench": "measure losses, training steps, loading",
+    "cluster": "k-means of features; the nearest clusters become labels beside the shards",
+    "embed": "features of shards by a trained tower",
     "evaluate": "score a run or a checkpoint and write a report",
     "import": "make a model of open_clip or transformers into a checkpoint",
     "shards": "pack, index, check, preview shards; toy shards",

@@ -260,12 +260,15 @@ def _read_bytes(path: str, remote: Remote) -> bytes | None:
         return None
 
 
+def is_writable(folder: str) -> bool:
+    """Whether files may be added beside the shards of a folder."""
+    # Root may write anywhere, but a folder whose write bits are all off is meant to stay as it is.
+    return is_local(folder) and os.access(folder, os.W_OK) and bool(os.stat(folder).st_mode & 0o222)
+
+
 def _home(folder: str) -> Path:
     """Where an index of this folder may be written."""
-    # Root may write anywhere, but a folder whose write bits are all off is meant to stay as it is.
-    if is_local(folder) and os.access(folder, os.W_OK) and os.stat(folder).st_mode & 0o222:
-        return Path(folder)
-    return _cache(folder)
+    return Path(folder) if is_writable(folder) else _cache(folder)
 
 
 def _cache(folder: str) -> Path:

@@ -12,6 +12,7 @@ from vlm.distributed.collectives import (
 from vlm.distributed.control import ControlGroup
 from vlm.distributed.groups import check_group_size, split_ranks
 from vlm.distributed.launch import is_main_process, process_group
+from vlm.distributed.lost import naming_lost_ranks
 from vlm.distributed.topology import Group, Topology
 
 __all__ = [
@@ -25,6 +26,7 @@ __all__ = [
     "logsumexp_over_ranks",
     "max_over_ranks",
     "mean_over_ranks",
+    "naming_lost_ranks",
     "process_group",
     "split_ranks",
     "sum_over_ranks",

@@ -44,6 +44,14 @@ class ControlGroup:
         result: T = outcome[0]
         return result
 
+    def gather(self, own: T) -> list[T]:
+        """Every rank's picklable value, in rank order, on every rank; waits for days if it has to."""
+        if self._group is None:
+            return [own]
+        everyone: list[Any] = [None] * dist.get_world_size()
+        dist.all_gather_object(everyone, own, group=self._group)
+        return everyone
+
     def agree(self, own: Sequence[int]) -> list[int]:
         """The largest of each number over all ranks, as of the call before this one (zeros at first).
 

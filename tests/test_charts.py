@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from vlm.evaluation.charts import MAX_POINTS, Curve, draw, number, read_curves, ticks
+from vlm.charts import MAX_POINTS, Curve, draw, number, read_curves, ticks
 
 
 @pytest.mark.parametrize(
