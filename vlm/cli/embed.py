@@ -49,7 +49,9 @@ def _embed(config: DictConfig) -> None:
 
 def _check_source(values: dict[str, Any]) -> None:
     if (values["run"] is None) == (values["model"] is None):
-        raise ConfigError("set either run=, a run or a checkpoint, or model=, a recipe with pretrained weights")
+        raise ConfigError(
+            "set either run=, a run or a checkpoint, or model=, a recipe with pretrained weights"
+        )
     given = [name for name, value in values["preprocess"].items() if value is not None]
     if values["run"] is not None and given:
         raise ConfigError(

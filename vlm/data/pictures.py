@@ -33,9 +33,7 @@ class PictureBatches(Numbered[PictureBatch]):
         self, shards: ShardSet, chosen: Sequence[int], preprocess: Preprocess, *, batch_size: int
     ) -> None:
         self._places = [
-            (shard, start)
-            for shard in chosen
-            for start in range(0, shards.sizes[shard], batch_size)
+            (shard, start) for shard in chosen for start in range(0, shards.sizes[shard], batch_size)
         ]
         super().__init__(0, len(self._places))
         self._shards = shards

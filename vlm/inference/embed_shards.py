@@ -141,9 +141,7 @@ def embed_shards(
         manifest = control.first_rank_does(lambda: _begin(out, planned))
         pending = control.first_rank_does(lambda: _pending(out, manifest))
     own = pending[topology.rank :: topology.world_size]
-    loader = picture_loader(
-        shard_set, own, tower.preprocess, batch_size=batch_size, num_workers=num_workers
-    )
+    loader = picture_loader(shard_set, own, tower.preprocess, batch_size=batch_size, num_workers=num_workers)
     with tqdm(
         desc="embedding pictures" if topology.world_size == 1 else "embedding rank 0's pictures",
         total=sum(shard_set.sizes[shard] for shard in own),

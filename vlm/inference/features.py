@@ -22,7 +22,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm.data.index import shard_stem
+from vlm.data.index import stem
 from vlm.data.remote import PIPE
 from vlm.data.tar import is_local
 from vlm.errors import DataError
@@ -109,21 +109,21 @@ class Manifest:
 
 def shard_entries(urls: Sequence[str], sizes: Sequence[int]) -> tuple[ShardEntry, ...]:
     """What the files of shards are called: as the shards are, with a number before it where two are alike."""
-    stems = [f"{n:05d}" if url.startswith(PIPE) else shard_stem(url.rpartition("/")[2]) for n, url in enumerate(urls)]
-    alike = Counter(stems)
+    names = [
+        f"{n:05d}" if url.startswith(PIPE) else stem(url.rpartition("/")[2]) for n, url in enumerate(urls)
+    ]
+    alike = Counter(names)
     return tuple(
         ShardEntry(
             url=str(Path(url).absolute()) if is_local(url) else url,
-            name=stem if alike[stem] == 1 else f"{number:05d}_{stem}",
+            name=name if alike[name] == 1 else f"{number:05d}_{name}",
             rows=rows,
         )
-        for number, (url, stem, rows) in enumerate(zip(urls, stems, sizes, strict=True))
+        for number, (url, name, rows) in enumerate(zip(urls, names, sizes, strict=True))
     )
 
 
-def write_features(
-    path: Path, features: Float16[Tensor, "rows d"], broken: Int64[Tensor, "m"]
-) -> None:
+def write_features(path: Path, features: Float16[Tensor, "rows d"], broken: Int64[Tensor, "m"]) -> None:
     """Write the features of one shard, whole or not at all."""
     with writing(path, then="make room and type the command again: it goes on"), replacing(path) as draft:
         save_file({"features": features, "broken": broken}, draft)
@@ -200,4 +200,3 @@ def num_broken_rows(folder: Path, shard: ShardEntry, *, dim: int) -> int:
             f"{path} holds {kind} {shape}, {MANIFEST} beside it says F16 {[shard.rows, dim]}; {_DELETE}"
         )
     return num_broken
-
