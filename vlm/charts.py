@@ -1,4 +1,4 @@
-"""Curves of a run as inline SVG."""
+"""Curves and bars as inline SVG."""
 
 import csv
 import math
@@ -93,6 +93,28 @@ def draw(curve: Curve) -> Markup:
     )
     return Markup(
         f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
+    )
+
+
+def draw_bars(bars: Sequence[tuple[str, int]], *, name: str) -> Markup:
+    """An SVG of counts with a label under each bar, in the size and colours of a curve."""
+    most = max(count for _, count in bars)
+    y_ticks = [count for count in ticks(0, max(most, 1), wanted=4) if count == int(count)]
+    slot = (WIDTH - LEFT - RIGHT) / len(bars)
+    base, height = HEIGHT - BOTTOM, HEIGHT - TOP - BOTTOM
+    parts = [_grid_line(f"{base - height * y / max(most, 1):.1f}", number(y)) for y in y_ticks]
+    every = -(-len(bars) // 8)  # labels that have room
+    for place, (label, count) in enumerate(bars):
+        left, tall = LEFT + place * slot, height * count / max(most, 1)
+        parts.append(
+            f'<rect class="bar" x="{left + 0.1 * slot:.1f}" y="{base - tall:.1f}" width="{0.8 * slot:.1f}" '
+            f'height="{tall:.1f}"><title>{Markup.escape(label)}: {count:,}</title></rect>'
+        )
+        if place % every == 0:
+            parts.append(_x_label(f"{left + slot / 2:.1f}", Markup.escape(label)))
+    told = Markup.escape(f"{name}: " + ", ".join(f"{label}: {count}" for label, count in bars))
+    return Markup(
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{told}">{"".join(parts)}</svg>'
     )
 
 

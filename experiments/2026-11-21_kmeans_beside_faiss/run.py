@@ -1,4 +1,4 @@
-"""Time and normalised mutual information with planted clusters: `vlm cluster`'s k-means beside faiss' defaults.
+"""Time and normalised mutual information with planted clusters: k-means of `vlm cluster` beside faiss.
 
 Both get the same fp16 unit vectors: planted centres in random directions, sizes that differ (log-normal), and
 noise of `--noise` times the centre's length. Which of the two comes first alternates by round.
@@ -133,11 +133,9 @@ def main() -> None:
                 centroids = runs[label]()
                 wall, cpu = time.perf_counter() - wall, time.process_time() - cpu
                 nmi = mutual_information(truth, labels_of(x, centroids))
+                seconds = f"{wall:7.1f} s, {cpu:7.1f} s of CPU"
                 load = os.getloadavg()[0]
-                print(
-                    f"round {number + 1} {label:17} {wall:7.1f} s, {cpu:7.1f} s of CPU, NMI {nmi:.4f} (load {load:.1f})",
-                    flush=True,
-                )
+                print(f"{number + 1} {label:17} {seconds}, NMI {nmi:.4f} (load {load:.1f})", flush=True)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 
 import vlm
-from vlm.data.toy import write_toy
 from vlm.charts import number, ticks
+from vlm.data.toy import write_toy
 
 HERE = Path(__file__).parent
 STEPS, WORKERS, EVERY_S = 5000, 2, 0.5

@@ -32,7 +32,7 @@ def main(config: DictConfig) -> None:
     last = clusters.history[-1]
     repaired = sum(iteration.empty - iteration.left_empty for iteration in clusters.history)
     print(
-        f"{clusters.num_samples} samples in {settings.k} clusters after {len(clusters.history) - 1} iterations\n"
+        f"{clusters.num_samples} samples in {settings.k} clusters, {len(clusters.history) - 1} iterations\n"
         f"mean cosine {last.objective:.4f}, imbalance {last.imbalance:.3f}\n"
         f"empty clusters: {last.empty} at the end, {repaired} repaired before\n"
         f"labels: {clusters.places[0]}{', ...' if len(clusters.places) > 1 else ''}\n"

@@ -151,9 +151,9 @@ def _refuse_empty(state: State, k: int) -> None:
     last = state.history[-1]
     if last.left_empty > MOST_EMPTY * k:
         raise DataError(
-            f"{last.left_empty} of {k} clusters stay empty after {len(state.history) - 1} iterations, more than "
-            f"{MOST_EMPTY:.0%} (imbalance {last.imbalance:.3g}): the features have too few directions, as "
-            "from many equal pictures or a tower that tells few apart; lower k, or embed with another tower"
+            f"{last.left_empty} of {k} clusters stay empty after {len(state.history) - 1} iterations, more "
+            f"than {MOST_EMPTY:.0%} (imbalance {last.imbalance:.3g}): the features have too few directions, "
+            "as from many equal pictures or a tower that tells few apart; lower k, or embed with another one"
         )
 
 

@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Float16, Int64
+from numpy import ndarray
 from torch import Tensor
 
 from vlm.curation.seeding import first_centroids
@@ -219,7 +220,7 @@ def lloyd(
 
 
 def _relocates(number: int, settings: Settings) -> bool:
-    """Whether centroids are relocated after the pass of this number: not in the last, which let them settle."""
+    """Whether centroids are relocated after this pass: not after the last ones, in which they settle."""
     every = number % _RELOCATE_EVERY == _RELOCATE_EVERY - 1
     return every and number < settings.iterations - _RELOCATE_EVERY + 1 and settings.k > 2
 
@@ -240,7 +241,7 @@ def _moved(state: State, found: Sums, settings: Settings, device: torch.device) 
     iteration = Iteration(
         # of the sums: they are exact, a sum of cosines would depend on the order
         objective=float((found.vectors * state.centroids).sum() / counts.sum()),
-        imbalance=imbalance(counts),
+        imbalance=imbalance_of(counts.numpy()),
         empty=empty,
         left_empty=empty if finished else left_empty,
         relocated=0 if finished else len(moves) - (empty - left_empty),
@@ -321,10 +322,10 @@ def _split(
     return centroids
 
 
-def imbalance(counts: Int64[Tensor, "k"]) -> float:
+def imbalance_of(sizes: Int64[ndarray, "k"]) -> float:
     """k · Σ n² / N² over the sizes n of clusters that hold N samples together."""
-    sizes = counts.double()
-    return float(len(sizes) * (sizes**2).sum() / sizes.sum() ** 2)
+    shares = sizes / sizes.sum()
+    return float(len(sizes) * (shares**2).sum())
 
 
 def as_history(text: str) -> tuple[Iteration, ...]:

@@ -63,8 +63,8 @@ def _require_same_rows(manifest: Manifest) -> None:
     for shard, size in zip(present, stored_sizes([shard.url for shard in present]), strict=True):
         if size not in (None, shard.rows):
             raise DataError(
-                f"{shard.url} has {size} samples, its features are of {shard.rows}; embed it again into a new "
-                "folder"
+                f"{shard.url} has {size} samples, its features are of {shard.rows}; embed it again into a "
+                "new folder"
             )
 
 
@@ -86,8 +86,8 @@ def unlabelled(manifest: Manifest, places: Sequence[Path], *, made_by: str) -> l
             raise DataError(f"{place} {error}; delete it") from error
         if origin.made_by != made_by:
             raise ConfigError(
-                f"{place} holds labels of other clusters; choose another name=, or delete them if no training "
-                "needs them"
+                f"{place} holds labels of other clusters; choose another name=, or delete them if no "
+                "training needs them"
             )
         if rows != shard.rows:
             raise DataError(f"{place} has labels of {rows} samples, {shard.url} has {shard.rows}; delete it")

@@ -1,8 +1,8 @@
 """The first centroids: distinct samples at random.
 
 k-means++ was tried in their place and left the result as it was: where noise keeps the samples of a cluster
-nearly as far apart as those of different ones, its distances tell little. What random samples miss is mended by
-relocation (`vlm.curation.kmeans`).
+nearly as far apart as those of different ones, its distances tell little. What random samples miss is mended
+by relocation (`vlm.curation.kmeans`).
 """
 
 import numpy as np

@@ -15,8 +15,8 @@ from jinja2 import Environment, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
-from vlm.data import Preprocess, open_shards, read_images
 from vlm import charts
+from vlm.data import Preprocess, open_shards, read_images
 from vlm.evaluation.evaluator import Result
 from vlm.files import replacing, writing
 from vlm.inference import Description, read_description, read_weights

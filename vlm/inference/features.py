@@ -2,7 +2,7 @@
 
 | file | what |
 |---|---|
-| `manifest.json` | model, preprocessing, dimension, and the shards in their order with their numbers of rows |
+| `manifest.json` | model, preprocessing, dimension, the shards in their order and their numbers of rows |
 | `<shard>.safetensors` | `features`, fp16 [rows, dim], and `broken`, int64: the rows that are zero |
 
 A row is a sample, in the order of its shard. `complete` in the manifest is true once every file is there.
