@@ -99,7 +99,7 @@ def draw(curve: Curve) -> Markup:
 def draw_bars(bars: Sequence[tuple[str, int]], *, name: str) -> Markup:
     """An SVG of counts with a label under each bar, in the size and colours of a curve."""
     most = max(count for _, count in bars)
-    y_ticks = [count for count in ticks(0, max(most, 1), wanted=4) if count == int(count)]
+    y_ticks = [count for count in ticks(0.0, float(max(most, 1)), wanted=4) if count == int(count)]
     slot = (WIDTH - LEFT - RIGHT) / len(bars)
     base, height = HEIGHT - BOTTOM, HEIGHT - TOP - BOTTOM
     parts = [_grid_line(f"{base - height * y / max(most, 1):.1f}", number(y)) for y in y_ticks]
