@@ -4,7 +4,6 @@ import re
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -116,10 +115,6 @@ def test_what_was_killed_goes_on_to_the_same_bytes(
     place(tmp_path / "whole")
     place(tmp_path / "cut")
     run(tmp_path / "whole")
-    # The features' manifests name their own folders.
-    for name in ("manifest.json",):
-        text = (tmp_path / "whole" / "features" / name).read_text()
-        (tmp_path / "cut" / "features" / name).write_text(text.replace("/whole/", "/cut/"))
     known = getattr(cluster, moment)
     calls = 0
 
@@ -139,9 +134,8 @@ def test_what_was_killed_goes_on_to_the_same_bytes(
             run(tmp_path / "cut")
     state = read_state(tmp_path / "cut" / "out")
     assert state is not None
-    assert (len(state.history), state.finished) == (
-        (2, False) if moment == "write_state" else (len(state.history), True)
-    )
+    assert state.finished == (moment == "write_labels")
+    assert moment == "write_labels" or len(state.history) == 2
     labels = sorted(tmp_path.glob("cut/shards/*.clusters.parquet"))
     assert len(labels) == (2 if moment == "write_labels" else 0)
     written = [path.stat().st_mtime_ns for path in labels]
@@ -275,11 +269,10 @@ def test_too_many_empty_clusters_fail_and_write_no_labels(tmp_path: Path) -> Non
     assert not list(tmp_path.rglob("*.parquet"))
 
 
-def test_a_killed_state_is_whole_or_absent(tmp_path: Path) -> None:
+def test_a_damaged_state_is_named(tmp_path: Path) -> None:
     place(tmp_path)
     run(tmp_path)
     path = tmp_path / "out" / "centroids.safetensors"
     path.write_bytes(path.read_bytes()[:50])
     with pytest.raises(DataError, match=r"centroids\.safetensors cannot be read"):
         run(tmp_path)
-    assert np.all([p.exists() for p in (tmp_path / "shards").glob("*.clusters.parquet")])

@@ -1,3 +1,4 @@
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -99,7 +100,7 @@ def test_the_mean_cosine_never_falls_without_repairs(tmp_path: Path, monkeypatch
     features, _ = planted(600, 20, 16, noise=2.0)
     state = clustered(write_folder(tmp_path / "f", features, SIZES), Settings(k=10, iterations=8, seed=0))
     objectives = [iteration.objective for iteration in state.history]
-    assert all(b >= a - 1e-6 for a, b in zip(objectives, objectives[1:], strict=False))
+    assert all(b >= a - 1e-6 for a, b in pairwise(objectives))
     assert objectives[-1] > objectives[0]
 
 
