@@ -3,7 +3,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import timm
 import torch
 from gloo import run_gloo
 from small_shards import write_shards
@@ -155,6 +154,8 @@ def test_a_folder_of_something_else_is_left_alone(place: Path, change: Any, mess
 
 def test_a_timm_tower_alone_gives_its_own_unit_vectors(place: Path) -> None:
     options = {"channels": [8, 8, 16, 16], "stem_width": 8, "norm_layer": "groupnorm1"}
+    import timm  # after vlm, which makes torchvision importable on a CPU
+
     resnet = timm.create_model("resnet10t", **options)
     torch.save({"state_dict": resnet.state_dict()}, place / "resnet.pth")
     half = (0.5, 0.5, 0.5)

@@ -21,6 +21,9 @@ from vlm.files import remove_drafts, replacing, writing
 
 CENTROIDS = "centroids.safetensors"
 CLUSTERS = "clusters.json"
+_STATE = (
+    "state"  # one key alone: safetensors writes several in any order, and equal work should give equal bytes
+)
 
 
 def begin(out: Path, work: Mapping[str, Any]) -> None:
@@ -51,14 +54,10 @@ def begin(out: Path, work: Mapping[str, Any]) -> None:
 
 def write_state(out: Path, state: State, work: Mapping[str, Any]) -> None:
     """Keep where k-means stands, whole or not at all."""
-    said = {
-        "work": json.dumps(dict(work)),
-        "history": state.history_text(),
-        "finished": json.dumps(state.finished),
-    }
+    content = {"work": dict(work), "history": state.history_text(), "finished": state.finished}
     path = out / CENTROIDS
     with writing(path, then="make room and type the command again: it goes on"), replacing(path) as draft:
-        save_file({"centroids": state.centroids.contiguous()}, draft, metadata=said)
+        save_file({"centroids": state.centroids.contiguous()}, draft, metadata={_STATE: json.dumps(content)})
 
 
 def read_state(out: Path) -> State | None:
@@ -88,11 +87,9 @@ def _metadata(out: Path) -> dict[str, Any]:
     path = out / CENTROIDS
     try:
         with safe_open(path, framework="pt") as file:
-            said = file.metadata()
-        return {
-            "work": json.loads(said["work"]),
-            "history": said["history"],
-            "finished": json.loads(said["finished"]),
-        }
+            content: dict[str, Any] = json.loads(file.metadata()[_STATE])
+        if not {"work", "history", "finished"} <= content.keys():
+            raise ValueError(f"{_STATE} lacks a part")
+        return content
     except (OSError, SafetensorError, KeyError, ValueError, TypeError) as error:
         raise DataError(f"{path} cannot be read: {error}; delete {out} and cluster again") from error
