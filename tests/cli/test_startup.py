@@ -34,6 +34,8 @@ def imports_torch(module: str, *arguments: str) -> bool:
         ("main", ["shards", "--help"]),
         ("main", ["shards", "pack", "--help"]),
         ("main", ["evaluate", "--help"]),
+        ("main", ["embed", "--help"]),
+        ("main", ["cluster", "--help"]),
         ("main", ["bench", "--help"]),
         ("main", ["bench", "loss", "--help"]),
         ("train", ["--help"]),

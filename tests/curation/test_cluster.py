@@ -1,4 +1,5 @@
 import json
+import multiprocessing
 import os
 import re
 from pathlib import Path
@@ -7,12 +8,14 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
+import torch.distributed as dist
 from gloo import run_gloo
 from small_features import opened, planted, write_folder
 from tiny import write_tiny_shards
 
 from vlm.curation import Clusters, Settings, cluster, cluster_features
 from vlm.curation.checkpoint import read_state
+from vlm.curation.kmeans import Passes
 from vlm.data.sidecar import read_footer
 from vlm.distributed import Topology
 from vlm.errors import ConfigError, DataError, LostRankError, VlmError
@@ -168,37 +171,42 @@ def test_several_ranks_write_what_one_writes(tmp_path: Path) -> None:
     assert run_gloo(on_ranks, 2, tmp_path / "ranks", str(tmp_path / "data")) == [alone] * 2
 
 
-def with_a_rank_that_dies(folder: str) -> str:
-    known, calls = cluster.lloyd, 0
+def rank_of_two(rank: int, folder: str) -> None:
+    """Rank 1 dies in its second pass over the samples; rank 0 keeps the message that it ends with."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    known, passes = Passes.run, 0
 
-    def lloyd(passes: Any, *args: Any, **kwargs: Any) -> Any:
-        def run_passes(*inner: Any, **named: Any) -> Any:
-            nonlocal calls
-            calls += 1
-            if Topology.current().rank == 1 and calls == 2:
-                os._exit(9)
-            return original(*inner, **named)
+    def run_pass(*args: Any, **kwargs: Any) -> Any:
+        nonlocal passes
+        passes += 1
+        if rank == 1 and passes == 2:
+            os._exit(9)
+        return known(*args, **kwargs)
 
-        original, passes.run = passes.run, run_passes
-        return known(passes, *args, **kwargs)
-
-    cluster.lloyd = lloyd
+    Passes.run = run_pass  # type: ignore[method-assign]
     try:
         run(Path(folder))
     except LostRankError as error:
         Path(folder, "message").write_text(str(error))
-    return ""
+    os._exit(0)
 
 
 def test_a_dead_rank_is_named_and_its_iterations_are_kept(tmp_path: Path) -> None:
-    place(tmp_path / "data", k=10)
-    (tmp_path / "ranks").mkdir()
-    with pytest.raises(Exception, match=r"exit code 9|terminated|signal"):
-        run_gloo(with_a_rank_that_dies, 2, tmp_path / "ranks", str(tmp_path / "data"))
-    state = read_state(tmp_path / "data" / "out")
+    place(tmp_path, k=10)
+    spawn = multiprocessing.get_context("spawn")
+    ranks = [spawn.Process(target=rank_of_two, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0, 9]
+    message = (tmp_path / "message").read_text()
+    assert message.startswith("another rank ended, or cannot be reached")
+    assert message.endswith("type the same command again, it goes on")
+    state = read_state(tmp_path / "out")
     assert state is not None
     assert len(state.history) == 1
-    run(tmp_path / "data")
+    run(tmp_path)
 
 
 @pytest.mark.parametrize(
