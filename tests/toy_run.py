@@ -8,18 +8,16 @@ from hydra import compose, initialize_config_dir
 from vlm.data.toy import write_toy
 from vlm.settings import config_dir, register_schemas, resolve
 
-TINY_MODEL = [
+TINY_IMAGE = [
     "model.embed_dim=16",
     "++model.image.name=resnet10t",
     "++model.image.image_size=32",
     "++model.image.options.channels=[8, 8, 16, 16]",
     "++model.image.options.stem_width=8",
     "++model.image.options.norm_layer=groupnorm1",
-    "model.text.width=24",
-    "model.text.layers=1",
-    "model.text.heads=3",
-    "tokenizer.vocab_size=400",
 ]
+TINY_TEXT = ["model.text.width=24", "model.text.layers=1", "model.text.heads=3", "tokenizer.vocab_size=400"]
+TINY_MODEL = [*TINY_IMAGE, *TINY_TEXT]
 SIZES = {"num_train": 200, "num_test": 24, "num_held_out": 24, "num_choice": 24}
 
 
@@ -31,14 +29,23 @@ def make_toy(folder: Path) -> Path:
 
 def tiny_overrides(folder: Path, *overrides: str) -> list[str]:
     """`experiment=toy` at a size that takes seconds."""
+    return ["experiment=toy", *_tiny(folder, *TINY_TEXT, *overrides)]
+
+
+def tiny_images(folder: Path, *overrides: str) -> list[str]:
+    """`experiment=mvt_toy` at such a size, with the classes of scenes instead of clusters."""
+    classes = ["data.train.labels=cls", "data.train.labels_per_sample=null", "objective.num_classes=256"]
+    return ["experiment=mvt_toy", *_tiny(folder, *classes, *overrides)]
+
+
+def _tiny(folder: Path, *overrides: str) -> list[str]:
     return [
-        "experiment=toy",
         f"paths.data={folder}/data",
         f"paths.runs={folder}/runs",
         *(f"make_data.{name}={count}" for name, count in SIZES.items()),
         "make_data.image_size=32",
         "make_data.seed=0",
-        *TINY_MODEL,
+        *TINY_IMAGE,
         "data.global_batch_size=32",
         "data.streams_per_group=4",
         "data.stream_groups=2",

@@ -57,6 +57,7 @@ class TrainSettings:
     run: RunSettings = MISSING
     init_from: str | None = None
     resize_positions: bool = MISSING
+    freeze: str | None = None
     paths: PathSettings = MISSING
     make_data: Any = None
     data: Any = MISSING

@@ -208,7 +208,7 @@ def test_shards_without_images_or_classes_are_refused(tmp_path):
 
 
 def test_a_tokenizer_and_captions_come_together(shards):
-    with pytest.raises(ConfigError, match=r"^tokenizer=null cannot read captions; set"):
+    with pytest.raises(ConfigError, match=r"^tokenizer=none cannot read captions; set"):
         batches(labelled(shards), 0, 1, tokenizer=None)
     with pytest.raises(ConfigError, match="captions=null leaves nothing for the tokenizer; set"):
         batches(labelled(shards, captions=None), 0, 1)

@@ -236,8 +236,9 @@ def test_a_planted_bug_is_noticed(
 def test_dropout_draws_the_same_when_encoded_again() -> None:
     """The gradients are those of a graph that is kept over all parts."""
 
-    def seed(number: int) -> None:
-        torch.manual_seed(100 + number)
+    def seed(number: int | None) -> None:
+        if number is not None:
+            torch.manual_seed(100 + number)
 
     whole, objective, kept = batch(), objective_of("clip"), model_of("clip", dropout=0.5)
     parts = accumulation.split(Batch(**whole), 3)  # type: ignore[typeddict-item]

@@ -107,11 +107,11 @@ class StepBench:
 
     def _peer_case(self, run: Run) -> dict[str, Any]:
         spec = planned_spec(run)
-        if not isinstance(spec.text, CausalTextSpec):
+        text = spec.text_tower
+        if not isinstance(text, CausalTextSpec):
             raise ConfigError(
-                f"bench.peer={self.peer} has no text tower of model.text.kind={spec.text.kind}; use causal"
+                f"bench.peer={self.peer} has no text tower of model.text.kind={text.kind}; use causal"
             )
-        text = spec.text
         return {
             "embed_dim": spec.embed_dim,
             "image": {
@@ -153,7 +153,7 @@ def measure(run: Run, bench: StepBench) -> dict[str, Any]:
     run.trainer.tower_options.check_compiler(trainer.strategy.root_device)
     run.objective.setup(Topology.current())
     rows = run.data.global_batch_size // trainer.world_size
-    length = bench.text_length or run.model.text.context_length
+    length = bench.text_length or run.model.text_tower.context_length
     device = trainer.strategy.root_device
     batches = _Batches(_random_batch(module.spec, rows, length, device), bench.warmup + bench.steps)
     trainer.fit(module, train_dataloaders=batches)
@@ -189,6 +189,7 @@ def _module(run: Run, engine: Engine) -> TrainingModule:
         seed=run.seed,
         resume_from=None,
         init_from=None,
+        freeze=run.freeze,
         resize_positions=False,
     )
 
@@ -247,7 +248,7 @@ class _Batches:
 def _random_batch(spec: ModelSpec, rows: int, length: int, device: torch.device) -> Batch:
     """Noise: of zeros, a processor would make less work."""
     generator = torch.Generator().manual_seed(0)
-    size, text = spec.image.image_size, spec.text
+    size, text = spec.image.image_size, spec.text_tower
     assert text.vocab_size is not None
     assert text.eot_id is not None
     image = torch.randint(0, 256, (rows, 3, size, size), dtype=torch.uint8, generator=generator)

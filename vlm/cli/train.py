@@ -65,6 +65,7 @@ def run_from(values: dict[str, Any]) -> "Run":
         seed=values["run"]["seed"],
         init_from=values["init_from"],
         resize_positions=values["resize_positions"],
+        freeze=values["freeze"],
         model=ModelSpec.from_mapping(values["model"], key="model"),
         evaluators=build_evaluators(values["suite"]),
         loggers=build_loggers(values["logger"]),

@@ -52,8 +52,8 @@ def check_labels(source: Source, *, key: str) -> None:
             f"{key}.labels={source.labels!r} is neither cls nor a name as in <stem>.<name>.parquet; "
             f"a folder goes into {key}.labels_from"
         )
-    for name in ("labels_from", "labels_per_sample"):
-        if source.labels in (None, CLS) and getattr(source, name) is not None:
+    for name, without in (("labels_from", None), ("labels_per_sample", 1)):  # a cls is one label
+        if source.labels in (None, CLS) and getattr(source, name) not in (None, without):
             raise ConfigError(
                 f"{key}.{name}={getattr(source, name)} is for labels in sidecars, and {key}.labels="
                 f"{source.labels or 'null'}; set it to null"

@@ -118,12 +118,12 @@ class TrainData:
         captions = self.train.captions
         if captions is None and tokenizer is not None:
             raise ConfigError(
-                "data.train.captions=null leaves nothing for the tokenizer; set tokenizer=null, or name "
+                "data.train.captions=null leaves nothing for the tokenizer; set tokenizer=none, or name "
                 "captions"
             )
         if captions is not None and tokenizer is None:
             raise ConfigError(
-                "tokenizer=null cannot read captions; set data.train.captions=null, or name a tokenizer"
+                "tokenizer=none cannot read captions; set data.train.captions=null, or name a tokenizer"
             )
 
     def open(self) -> "TrainSet":

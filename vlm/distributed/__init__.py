@@ -6,7 +6,9 @@ from vlm.distributed.collectives import (
     logsumexp_over_ranks,
     max_over_ranks,
     mean_over_ranks,
+    own_part,
     sum_over_ranks,
+    sum_parts,
     take_from_first,
 )
 from vlm.distributed.control import ControlGroup
@@ -27,8 +29,10 @@ __all__ = [
     "max_over_ranks",
     "mean_over_ranks",
     "naming_lost_ranks",
+    "own_part",
     "process_group",
     "split_ranks",
     "sum_over_ranks",
+    "sum_parts",
     "take_from_first",
 ]

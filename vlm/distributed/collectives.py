@@ -8,7 +8,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
-from vlm.distributed.topology import Group, alone
+from vlm.distributed.topology import Group, Topology, alone
 
 T = TypeVar("T")
 
@@ -50,6 +50,53 @@ def gather_rows(rows: Shaped[Tensor, "b *rest"], group: Group | None = None) -> 
         return rows
     gathered: Tensor = _GatherRows.apply(rows, group)  # type: ignore[no-untyped-call]
     return gathered
+
+
+class _SumParts(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, group: Group) -> Tensor:
+        total = part.clone()
+        dist.all_reduce(total, group=group.handle)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0], None
+
+
+def sum_parts(part: Float[Tensor, "*shape"], group: Group) -> Float[Tensor, "*shape"]:
+    """Sum over the ranks of a group, of which every rank then computes the same loss.
+
+    A rank's part gets the gradient of that one loss, not of W equal ones.
+    """
+    if group.size == 1:
+        return part
+    total: Tensor = _SumParts.apply(part, group)  # type: ignore[no-untyped-call]
+    return total
+
+
+class _OwnPart(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, world_size: int) -> Tensor:
+        ctx.world_size = world_size
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
+        return grads[0] * ctx.world_size, None
+
+
+def own_part(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """The identity, for what enters a loss of which every rank computes one part of the gradient.
+
+    All parts together are the gradient of the global loss; data-parallel averaging will divide it by W, so
+    it is multiplied by W here.
+    """
+    topology = Topology.current()
+    if topology.world_size == 1:
+        return x
+    same: Tensor = _OwnPart.apply(x, topology.world_size)  # type: ignore[no-untyped-call]
+    return same
 
 
 def logsumexp_over_ranks(x: Float[Tensor, "*shape"], group: Group) -> Float[Tensor, "*shape"]:

@@ -44,6 +44,18 @@ class ControlGroup:
         result: T = outcome[0]
         return result
 
+    def each_rank_does(self, work: Callable[[], None]) -> None:
+        """Call `work` on every rank; the `VlmError` of one is raised on all, once all are done."""
+        error: Exception | None = None
+        try:
+            work()
+        except (VlmError, OSError) as found:
+            error = found
+        for error_of_one in self.gather(error):
+            if error_of_one is not None:
+                error_of_one.of_all_ranks = True  # type: ignore[attr-defined]
+                raise error_of_one
+
     def gather(self, own: T) -> list[T]:
         """Every rank's picklable value, in rank order, on every rank; waits for days if it has to."""
         if self._group is None:

@@ -139,7 +139,7 @@ def _facts(description: Description, checkpoint: Path, weights: str) -> dict[str
     image, text = description.model.image, description.model.text
     options = [f"{name.replace('_', ' ')} {value}" for name, value in image.options.items()]
     parameters = sum(weight.numel() for weight in read_weights(checkpoint).values())
-    text_facts = [text.kind.replace("_", " ")]
+    text_facts = [text.kind.replace("_", " ") if text else "none"]
     text_facts += [
         f"{name.replace('_', ' ')} {getattr(text, name)}"
         for name in ("name", "width", "layers", "context_length", "vocab_size")

@@ -7,7 +7,7 @@ A run keeps its checkpoints as `<run>/checkpoints/step_00000100/`:
 | `model.safetensors` | fp32 weights by parameter name |
 | `model.json` | what the model is, where it comes from, and the hashes of the other files; written last |
 | `ema.safetensors` | their average over the run, in the same form; only of a run with `trainer.ema_decay` |
-| `tokenizer.json` | the tokenizer |
+| `tokenizer.json` | the tokenizer, where there is a text tower |
 | `config.json` | the resolved configuration of the run, for people |
 
 Training adds the state of its optimizer, and later the scores of an evaluation. All but the scores is checked
@@ -71,7 +71,7 @@ def save_model(
     weights: Mapping[str, Tensor],
     spec: ModelSpec,
     preprocess: Preprocess,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     step: int,
     config: Mapping[str, Any],
     seed: int | None = None,
@@ -87,7 +87,8 @@ def save_model(
     """
     folder.mkdir(parents=True, exist_ok=True)
     save_weights(folder / WEIGHTS, weights, spec)
-    tokenizer.save(folder / TOKENIZER)
+    if tokenizer is not None:
+        tokenizer.save(folder / TOKENIZER)
     _write_json(folder / CONFIG, dict(config))
     description = {
         "format": FORMAT,
@@ -247,7 +248,7 @@ def check_buildable(checkpoint: Path) -> None:
 
 def read_tokenizer(checkpoint: Path) -> Tokenizer:
     """The tokenizer of a checkpoint. Raises `CheckpointError` where the model cannot read its ids."""
-    path, text = checkpoint / TOKENIZER, read_description(checkpoint).model.text
+    path, text = checkpoint / TOKENIZER, read_description(checkpoint).model.text_tower
     try:
         tokenizer = Tokenizer.load(path)
     except (DataError, ConfigError) as error:

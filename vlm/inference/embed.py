@@ -14,6 +14,7 @@ from tqdm import tqdm
 
 from vlm.data import eval_loader, open_shards
 from vlm.distributed import Topology, gather_objects
+from vlm.errors import ConfigError
 from vlm.inference.load import Loaded
 from vlm.models import DualEncoder
 
@@ -85,7 +86,14 @@ class Embedder:
         return found
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "m d"]:
-        """Embed texts; fp32 on the CPU. Equal texts are encoded once and get the very same vector."""
+        """Embed texts; fp32 on the CPU. Equal texts are encoded once and get the very same vector.
+
+        Raises:
+            ConfigError: the model has no text tower.
+        """
+        tokenizer = self.loaded.tokenizer
+        if tokenizer is None:
+            raise ConfigError("the model has no text tower, and this evaluation compares images with texts")
         position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
         distinct = list(position)
         batches = [
@@ -96,7 +104,7 @@ class Embedder:
         own: dict[int, np.ndarray[Any, Any]] = {}
         with self._model() as (model, device):
             for number in self._rounds(rounds, "texts", total=len(rounds)):
-                ids = self.loaded.tokenizer(batches[min(number, len(batches) - 1)])
+                ids = tokenizer(batches[min(number, len(batches) - 1)])
                 own[number] = model.encode_text(ids.to(device)).float().cpu().numpy()
         parts = {number: rows for part in gather_objects(own) for number, rows in part.items()}
         vectors = np.concatenate([parts[number] for number in range(len(batches))])

@@ -32,7 +32,8 @@ class Loaded(NamedTuple):
 
     model: DualEncoder
     preprocess: Preprocess
-    tokenizer: Tokenizer
+    tokenizer: Tokenizer | None
+    """None where the model has no text tower."""
 
 
 def load(path: str | Path, *, weights: str = "model", device: str | torch.device = "cpu") -> Loaded:
@@ -55,9 +56,10 @@ def load(path: str | Path, *, weights: str = "model", device: str | torch.device
         raise CheckpointError(
             f"{checkpoint} has no {EMA}: its run had no trainer.ema_decay; take weights=model"
         )
-    verify(checkpoint, (name, TOKENIZER))
+    has_text = description.model.text is not None
+    verify(checkpoint, (name, TOKENIZER) if has_text else (name,))
     require_carried(checkpoint / name, description.model, where=checkpoint / DESCRIPTION)
-    tokenizer, tensors = read_tokenizer(checkpoint), read_weights(checkpoint, name)
+    tokenizer, tensors = read_tokenizer(checkpoint) if has_text else None, read_weights(checkpoint, name)
     require_buildable(description.model, tensors, where=checkpoint / DESCRIPTION)
     model = build_model(description.model)
     load_weights(model, tensors, where=str(checkpoint / name))

@@ -42,7 +42,7 @@ def check_self_contained(model: ModelSpec, preprocess: Preprocess) -> None:
     """
     if model != model.without_pretrained():
         raise ValueError("pretrained is set, but the weights lie beside it")
-    if model.text.vocab_size is None or model.text.eot_id is None:
+    if model.text is not None and (model.text.vocab_size is None or model.text.eot_id is None):
         raise ValueError("model.text.vocab_size or model.text.eot_id is null")
     if isinstance(model.text, TransformersTextSpec) and "model_type" not in model.text.options:
         raise ValueError("model.text.options has no model_type, so it would be looked for elsewhere")

@@ -17,19 +17,25 @@ from vlm.losses.cost import (
     loss_flops,
     traffic_bytes,
 )
+from vlm.losses.margin_softmax import ClassLogits, Margin, class_logits, margin_softmax, mlcd
 
 __all__ = [
     "IMPLEMENTATIONS",
+    "ClassLogits",
     "HardNegatives",
     "Implementation",
     "Kind",
     "LossCost",
+    "Margin",
     "choose_implementation",
+    "class_logits",
     "equal_caption_share",
     "gathered_bytes",
     "info_nce",
     "logits_bytes",
     "loss_flops",
+    "margin_softmax",
+    "mlcd",
     "sigmoid_loss",
     "traffic_bytes",
 ]

@@ -81,12 +81,12 @@ class _Logits:
     @property
     def side(self) -> int:
         """Of a tile."""
-        return self.walk.tile or (GPU_TILE if self.rows.is_cuda else CPU_TILE)
+        return self.walk.tile or default_side(self.rows)
 
     def tiles(self) -> Iterator[tuple[slice, slice, Float[Tensor, "tr tc"]]]:
         """Rows, columns and logits of each tile."""
-        for a in _slices(len(self.rows), self.side):
-            for c in _slices(len(self.columns), self.side):
+        for a in slices(len(self.rows), self.side):
+            for c in slices(len(self.columns), self.side):
                 logits = product(self.rows[a], self.columns[c], scale=self.scale, half=self.walk.half)
                 if self.bias is not None:
                     logits += self.bias
@@ -201,5 +201,11 @@ def tiled_softplus(
     return total
 
 
-def _slices(length: int, step: int) -> Iterator[slice]:
+def default_side(x: Tensor) -> int:
+    """Of a tile, on the device of `x`."""
+    return GPU_TILE if x.is_cuda else CPU_TILE
+
+
+def slices(length: int, step: int) -> Iterator[slice]:
+    """A range in pieces."""
     return (slice(start, min(start + step, length)) for start in range(0, length, step))

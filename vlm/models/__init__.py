@@ -1,6 +1,7 @@
 """Towers, the dual encoder of two of them, and their descriptions as plain data."""
 
 from vlm.models.blocks import blocks_of, recompute, wrap_forward
+from vlm.models.class_centres import ClassCentres
 from vlm.models.cost import TowerCost, tower_costs, tower_flops
 from vlm.models.dual_encoder import DualEncoder, build_model, described, try_pretrained
 from vlm.models.spec import (
@@ -17,6 +18,7 @@ __all__ = [
     "Activation",
     "BagOfWordsSpec",
     "CausalTextSpec",
+    "ClassCentres",
     "DualEncoder",
     "ImageTowerSpec",
     "ModelSpec",

@@ -43,7 +43,7 @@ class TowerCost:
 def tower_costs(
     spec: ModelSpec, *, text_length: int, activation_checkpointing: bool = False
 ) -> dict[str, TowerCost]:
-    """Costs of `image` and `text`, at texts of so many tokens.
+    """Costs of each tower, at texts of so many tokens.
 
     Args:
         spec: with its vocabulary filled in.
@@ -53,14 +53,12 @@ def tower_costs(
         ConfigError: a tower cannot be built, or its path depends on values of its input.
     """
     model = described(spec)
+    encode = {"image": partial(_images, model), "text": partial(_texts, model, text_length)}
     costs = {}
-    for name, tower, projection, encode in (
-        ("image", model.image, model.image_projection, partial(_images, model)),
-        ("text", model.text, model.text_projection, partial(_texts, model, text_length)),
-    ):
+    for name, (tower, projection) in model.towers().items():
         recomputed = list(blocks_of(tower)) if activation_checkpointing else []
         with _without_values():
-            costs[name] = _cost([tower, projection], encode, recomputed)
+            costs[name] = _cost([tower, projection], encode[name], recomputed)
     return costs
 
 

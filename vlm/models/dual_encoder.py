@@ -17,7 +17,7 @@ from vlm.models.text_tower import BagOfWords, CausalTransformer, TextTower
 
 
 class DualEncoder(nn.Module):
-    """An image tower and a text tower whose vectors are compared by their cosine.
+    """An image tower and a text tower whose vectors are compared by their cosine; or the former alone.
 
     `spec` describes the model as built and needs nothing outside of itself: `build_model(model.spec)` makes
     the same parameters on any machine, with new values. `logit_scale` is the logarithm of the multiplier on
@@ -29,20 +29,30 @@ class DualEncoder(nn.Module):
     Source: arXiv:2103.00020, figure 3.
     """
 
+    text: TextTower | None
+    text_projection: nn.Linear | None
     logit_bias: nn.Parameter | None
 
     def __init__(self, spec: ModelSpec, *, resize_positions: bool = False) -> None:
         super().__init__()
         self.image = TimmTower(spec.image, resize_positions=resize_positions)
-        self.text = _build_text_tower(spec.text)
+        self.text = None if spec.text is None else _build_text_tower(spec.text)
         image_spec = dataclasses.replace(spec.image, pretrained=False)
-        self.spec = dataclasses.replace(spec, image=image_spec, text=self.text.spec)
+        built = None if self.text is None else self.text.spec
+        self.spec = dataclasses.replace(spec, image=image_spec, text=built)
         self.image_projection = _projection(self.image.width, spec.embed_dim)
-        self.text_projection = _projection(self.text.width, spec.embed_dim)
+        self.text_projection = None if self.text is None else _projection(self.text.width, spec.embed_dim)
         bias = spec.init_logit_bias
         # One element, not zero dimensions: DeepSpeed's broadcast and FSDP2 refuse the latter.
         self.logit_scale = nn.Parameter(torch.full((1,), math.log(spec.init_logit_scale)))
         self.logit_bias = None if bias is None else nn.Parameter(torch.full((1,), bias))
+
+    def towers(self) -> dict[str, tuple[nn.Module, nn.Module]]:
+        """`image`, and `text` where there is one: each with its projection."""
+        towers: dict[str, tuple[nn.Module, nn.Module]] = {"image": (self.image, self.image_projection)}
+        if self.text is not None and self.text_projection is not None:
+            towers["text"] = (self.text, self.text_projection)
+        return towers
 
     def encode_image(
         self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]
@@ -54,8 +64,10 @@ class DualEncoder(nn.Module):
         """Unit vectors of texts; what follows a row's first end-of-text token is not read.
 
         Raises:
-            ConfigError: l exceeds the context length.
+            ConfigError: l exceeds the context length, or there is no text tower.
         """
+        if self.text is None or self.text_projection is None:
+            raise ConfigError("the model has no text tower (model.text=null): it knows images alone")
         return _unit_length(self.text_projection(self.text(text)))
 
 

@@ -131,7 +131,7 @@ _TEXT_SPECS: Mapping[str, type[TextTowerSpec]] = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
-    """Two towers and the space that they meet in."""
+    """Two towers and the space that they meet in; or an image tower alone, and the space that it maps to."""
 
     embed_dim: int
     init_logit_scale: float
@@ -139,7 +139,18 @@ class ModelSpec:
     init_logit_bias: float | None = None
     """What is added to it, for the sigmoid loss alone; SigLIP starts at -10."""
     image: ImageTowerSpec
-    text: TextTowerSpec
+    text: TextTowerSpec | None
+
+    @property
+    def text_tower(self) -> TextTowerSpec:
+        """`text`, for what cannot do without.
+
+        Raises:
+            ConfigError: there is none.
+        """
+        if self.text is None:
+            raise ConfigError("the model has no text tower (model.text=null): it knows images alone")
+        return self.text
 
     def __post_init__(self) -> None:
         _require_positive("model.embed_dim", self.embed_dim)
@@ -158,7 +169,7 @@ class ModelSpec:
         parsed = dict(_require_mapping(key, values))
         if "image" in parsed:
             parsed["image"] = _parse(ImageTowerSpec, parsed["image"], key=f"{key}.image")
-        if "text" in parsed:
+        if parsed.get("text") is not None:
             parsed["text"] = _parse(
                 _text_spec(parsed["text"], f"{key}.text"), parsed["text"], key=f"{key}.text"
             )
@@ -181,9 +192,9 @@ class ModelSpec:
         """The same spec with what was left to the tokenizer filled in.
 
         Raises:
-            ConfigError: a value that is set does not fit the tokenizer.
+            ConfigError: a value that is set does not fit the tokenizer, or there is no text tower.
         """
-        text = self.text
+        text = self.text_tower
         if text.vocab_size is not None and text.vocab_size < vocab_size:
             raise ConfigError(
                 f"model.text.vocab_size={text.vocab_size} is smaller than the tokenizer's {vocab_size}; "

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from vlm.distributed import Topology
 from vlm.losses import LossCost
+from vlm.models import ClassCentres
 from vlm.types import Batch, ContrastiveModel, StepOutput
 
 Encoded = Mapping[str, Tensor]
@@ -22,6 +23,9 @@ class Objective(nn.Module):
 
     required_keys: ClassVar[frozenset[str]]
     """Entries that the first batch must have."""
+
+    centres: ClassCentres | None = None
+    """Of classes, each rank its own rows: outside of the model, stepped and saved apart."""
 
     num_groups = 1
     """Of ranks, whose losses' mean the loss is; known after `setup`."""
@@ -49,7 +53,7 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     def loss(self, model: ContrastiveModel, encoded: Encoded) -> StepOutput:
-        """Loss terms over the rows of all ranks.
+        """Loss terms over the rows of all ranks; random numbers come in the same order on each.
 
         Gradient contract: the mean over ranks of what each rank returns is the global loss, and the
         mean over ranks of the gradients is the gradient of the global loss.

@@ -28,7 +28,7 @@ def loss_and_gradients(
     *,
     encode: Callable[[Batch], Encoded],
     micro_batch_size: int | None,
-    seed: Callable[[int], None],
+    seed: Callable[[int | None], None],
     backward: Backward,
     done: Callable[[str], None] = lambda part: None,
 ) -> StepOutput:
@@ -39,7 +39,8 @@ def loss_and_gradients(
             only part that may run under autocast, which has to end with it.
         micro_batch_size: rows that the towers see at once; None: all of this rank.
         seed: is called with the number of a micro-batch before it is encoded, and sets the random state, so
-            that dropout draws the same when it is encoded again.
+            that dropout draws the same when it is encoded again; and with None before the loss, whose
+            random numbers are the same on every rank.
         done: is told which part of the step is over, `encode`, `loss` or `backward`.
     """
     parts = list(split(batch, micro_batch_size))
@@ -47,6 +48,7 @@ def loss_and_gradients(
         seed(0)
         encoded = encode(batch)
         done("encode")
+        seed(None)
         output = _loss(objective, model, encoded)
         done("loss")
         backward(output.total, True)
@@ -54,6 +56,7 @@ def loss_and_gradients(
         return output
     vectors = _encode_without_graph(encode, parts, seed)
     done("encode")
+    seed(None)
     output = _loss(objective, model, vectors)
     torch.autograd.backward(output.total)  # to the vectors, and to the parameters of the loss itself
     done("loss")
@@ -86,7 +89,7 @@ def split(batch: Batch, size: int | None) -> Iterator[Batch]:
 
 
 def _encode_without_graph(
-    encode: Callable[[Batch], Encoded], parts: list[Batch], seed: Callable[[int], None]
+    encode: Callable[[Batch], Encoded], parts: list[Batch], seed: Callable[[int | None], None]
 ) -> dict[str, Tensor]:
     """All rows, those of floating point as leaves of a new graph."""
     encoded = []

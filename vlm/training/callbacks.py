@@ -2,6 +2,7 @@
 
 import logging
 import resource
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -17,8 +18,10 @@ from vlm.errors import TrainingError
 from vlm.evaluation import Evaluator, run_suite
 from vlm.files import writing
 from vlm.inference import Embedder, Loaded
+from vlm.models import ClassCentres
 from vlm.training.broken import BrokenSamples
-from vlm.training.checkpoint import CheckpointFolder, save
+from vlm.training.centres import save_centres
+from vlm.training.checkpoint import CheckpointFolder, parts_of, save
 from vlm.training.checks import Finite, Watch
 from vlm.training.control import Control, stopped
 from vlm.training.module import TrainingModule, averaged
@@ -317,13 +320,17 @@ class Checkpoint(Pausing):
         # Gathered by all ranks, kept by the first.
         weights, average, moments = module.weights(), module.average_weights(), module.moments()
 
+        place = self.folder.place(module.step)
+        parts = self._write_centres(module.objective.centres, parts_of(place))
+
         def write() -> None:
             save(
-                self.folder.place(module.step),
+                place,
                 self.loaded(module),
                 weights=weights,
                 average=average,
                 moments=moments,
+                parts=parts,
                 step=module.step,
                 config=self.config,
                 seed=module.seed,
@@ -332,6 +339,15 @@ class Checkpoint(Pausing):
             self.folder.prune(module.step)
 
         _first_rank_writes(self.control.group, self.folder.path, write)
+
+    def _write_centres(self, centres: ClassCentres | None, folder: Path) -> Path | None:
+        """Each rank its own; None where there are none."""
+        if centres is None:
+            return None
+        group = self.control.group
+        group.first_rank_does(lambda: shutil.rmtree(folder, ignore_errors=True))  # of ranks that were killed
+        group.each_rank_does(lambda: save_centres(folder, centres))
+        return folder
 
 
 class Evaluate(Pausing):

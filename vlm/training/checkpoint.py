@@ -48,6 +48,7 @@ def save(
     weights: Mapping[str, torch.Tensor],
     average: Mapping[str, torch.Tensor] | None,
     moments: Mapping[str, torch.Tensor],
+    parts: Path | None = None,
     step: int,
     config: Mapping[str, Any],
     seed: int,
@@ -59,6 +60,7 @@ def save(
         weights: of the model, by name.
         average: of the weights over the run, likewise; None: there is none.
         moments: of the optimizer, as `moments_of` gives them.
+        parts: a folder, beside `folder`, of files that ranks have written; they become part of it.
 
     Raises:
         CheckpointError: it cannot be written; nothing of it is left then.
@@ -67,6 +69,8 @@ def save(
     shutil.rmtree(draft, ignore_errors=True)
     try:
         draft.mkdir(parents=True)
+        for path in [] if parts is None else sorted(parts.iterdir()):
+            path.rename(draft / path.name)
         save_file(dict(moments), draft / OPTIMIZER)
         if average is not None:
             save_weights(draft / EMA, average, loaded.model.spec)
@@ -93,6 +97,11 @@ def save(
             f"{folder} cannot be written: {error}; earlier checkpoints are whole: make room, then go on with "
             "run.resume=true"
         ) from error
+
+
+def parts_of(folder: Path) -> Path:
+    """Where ranks write their parts of the checkpoint `folder`."""
+    return _hidden(folder, "parts")
 
 
 def remove(folder: Path) -> None:
@@ -128,7 +137,7 @@ class CheckpointFolder:
             step: of the checkpoint written last. Those of later steps are damaged, and were passed over when
                 the run was resumed: they get another name, else they would count as the newest.
         """
-        for pattern in (".*.tmp", ".*.old"):
+        for pattern in (".*.tmp", ".*.old", ".*.parts"):
             for leftover in self.path.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)
         newest = self.place(step)

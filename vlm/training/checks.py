@@ -123,13 +123,13 @@ def warn_of_truncation(data: TrainSet, tokenizer: Tokenizer) -> None:
         )
 
 
-def keep_for_a_look(batch: Batch, tokenizer: Tokenizer, folder: Path, *, rank: int) -> None:
+def keep_for_a_look(batch: Batch, tokenizer: Tokenizer | None, folder: Path, *, rank: int) -> None:
     """Write keys and captions of a rank's rows as json, and their images as one sheet in the same order."""
     folder.mkdir(parents=True, exist_ok=True)
-    rows = [
-        {"key": key, "caption": tokenizer.decode(ids.tolist())}
-        for key, ids in zip(batch["key"], batch["text"], strict=True)
-    ]
+    rows = [{"key": key} for key in batch["key"]]
+    if tokenizer is not None:
+        for row, ids in zip(rows, batch["text"], strict=True):
+            row["caption"] = tokenizer.decode(ids.tolist())
     (folder / f"rank_{rank}.json").write_text(json.dumps(rows, indent=1, ensure_ascii=False) + "\n")
     sheet = _sheet(batch["image"])
     Image.fromarray(sheet.permute(1, 2, 0).numpy()).save(folder / f"rank_{rank}.png")

@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 IMAGE_POSITIONS = "image.trunk.pos_embed"
 TEXT_POSITIONS = "text.positional_embedding"
+_TEXT = ("text.", "text_projection.")
 # Of the two sizes only the positional embeddings depend, which are compared as such.
 _FREE = (
     "model.init_logit_scale",
@@ -53,6 +54,11 @@ class InitFrom:
         self.checkpoint = latest_checkpoint(path)
         self._description = read_description(self.checkpoint)
         self._resize_positions = resize_positions
+
+    @property
+    def has_text(self) -> bool:
+        """Whether the checkpoint has a text tower; else one that is asked for starts anew."""
+        return self._description.model.text is not None
 
     def tokenizer(self, context_length: int) -> Tokenizer:
         """The checkpoint's tokenizer: its embeddings mean nothing to another one."""
@@ -92,10 +98,14 @@ class InitFrom:
         then = described(self._description.model)
         rows = [
             (f"activation of the {tower} tower", activations(mine), activations(theirs))
-            for tower, mine, theirs in (("image", own.image, then.image), ("text", own.text, then.text))
+            for (tower, (mine, _)), (theirs, _) in zip(
+                own.towers().items(), then.towers().values(), strict=False
+            )
             if activations(mine) != activations(theirs)
         ]
         found = differences(_comparable(own.spec), _comparable(then.spec))
+        if own.spec.text is None or then.spec.text is None:
+            found = [row for row in found if not row.key.startswith("model.text")]
         return rows + [
             row for row in found if not row[0].startswith(_FREE + _ACTIVATION) and not _drops(row[0])
         ]
@@ -107,6 +117,10 @@ class InitFrom:
             weights.pop("logit_bias", None)
         else:
             weights.setdefault("logit_bias", own["logit_bias"])
+        # A tower that only one of them has: left behind, or started anew.
+        weights = {n: w for n, w in weights.items() if n in own or not n.startswith(_TEXT)}
+        if not self.has_text:
+            weights |= {name: value for name, value in own.items() if name.startswith(_TEXT)}
         self._fit_positions(own, weights, model.image.trunk)
         require_fit(own, weights, where=str(self.checkpoint))
         return weights
@@ -143,7 +157,7 @@ def _comparable(spec: ModelSpec) -> dict[str, object]:
     values = spec.to_mapping()
     values["image"]["name"] = spec.image.name.partition(".")[0].replace("_quickgelu_", "_")
     # Rows are filled up to the context length there, so it is part of what is computed.
-    if values["text"].get("pooling") == "last":
+    if spec.text is not None and values["text"].get("pooling") == "last":
         values["text"]["filled_to"] = spec.text.context_length
     return values
 

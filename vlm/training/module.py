@@ -9,7 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from lightning.pytorch.core.optimizer import LightningOptimizer
-from torch import Tensor
+from torch import Tensor, nn
 
 from vlm.distributed import gather_objects, mean_over_ranks
 from vlm.errors import ConfigError, DataError
@@ -17,6 +17,7 @@ from vlm.inference import EMA, read_description
 from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import Objective
 from vlm.training.accumulation import loss_and_gradients
+from vlm.training.centres import load_centres
 from vlm.training.checkpoint import load_moments, load_step, load_weights_into, moments_of, read_moments
 from vlm.training.clock import StepClock
 from vlm.training.ema import WeightAverage, decay_at
@@ -47,6 +48,9 @@ class TrainingModule(L.LightningModule):
         resume_from: checkpoint folder to take weights, moments and step from.
         init_from: checkpoint to take weights alone from.
         resize_positions: whether positional embeddings of pretrained weights may be resized.
+        freeze: the tower that keeps its weights, with its projection; it has no dropout either.
+
+    Source: of a frozen image tower, arXiv:2111.07991.
     """
 
     def __init__(
@@ -65,6 +69,7 @@ class TrainingModule(L.LightningModule):
         resume_from: Path | None,
         init_from: InitFrom | None,
         resize_positions: bool,
+        freeze: str | None,
     ) -> None:
         super().__init__()
         self.automatic_optimization = False
@@ -81,6 +86,7 @@ class TrainingModule(L.LightningModule):
         self.resume_from = resume_from
         self.init_from = init_from
         self.resize_positions = resize_positions
+        self.freeze_tower = freeze
         self.step = 0 if resume_from is None else load_step(resume_from)
         self.clock = StepClock()
         self.model: DualEncoder | None = None
@@ -101,6 +107,8 @@ class TrainingModule(L.LightningModule):
             load_weights_into(self.model, self.resume_from)
         elif self.init_from is not None:
             self.init_from.load_into(self.model)
+        for module in self._frozen():
+            module.requires_grad_(False)
         self._shapes = {name: parameter.shape for name, parameter in self.model.named_parameters()}
         self._lr_scales = self.optimizer_recipe.lr_scales(self.model)
         if self.ema_decay is not None:
@@ -129,6 +137,10 @@ class TrainingModule(L.LightningModule):
 
     def on_fit_start(self) -> None:
         """What the optimizers had when the run was interrupted."""
+        if self.objective.centres is not None:
+            if self.resume_from is not None:
+                load_centres(self.resume_from, self.objective.centres)
+            self.objective.centres.to(self.device)
         moments = None if self.resume_from is None else read_moments(self.resume_from, self._shapes)
         self.engine.ready(self.towers, self._engine_optimizer.optimizer, moments)
         if moments is not None:
@@ -192,6 +204,8 @@ class TrainingModule(L.LightningModule):
         lr = self._set_lr(optimizer.optimizer, self.outside_optimizer)
         optimizer.zero_grad()
         self.outside_optimizer.zero_grad()
+        for module in self._frozen():
+            module.eval()
         self.clock.start(self.device)
         output = loss_and_gradients(
             self.objective,
@@ -199,19 +213,29 @@ class TrainingModule(L.LightningModule):
             batch,
             encode=self.engine.encode(self, self.objective, self.towers),
             micro_batch_size=self.micro_batch_size,
-            seed=lambda number: _set_seed(self.seed, self.step, self.global_rank, number),
+            seed=self._set_seed,
             backward=self._backward,
             done=self.clock.mark,
         )
         self.outside.average_gradients()
         gradient_norm = self.engine.step(self.towers, optimizer)
         self.outside_optimizer.step()
+        if self.objective.centres is not None:
+            self.optimizer_recipe.step_centres(self.objective.centres, lr)
         self.objective.after_step(self.towers, self.step)
         if self.average is not None and self.ema_decay is not None:
             self.average.update(self.towers, decay=decay_at(self.step, self.ema_decay))
         self.clock.mark("optimizer")
         self.step += 1
         return {"metrics": {**_named(output), "train/grad_norm": gradient_norm.detach(), "train/lr": lr}}
+
+    def _frozen(self) -> tuple[nn.Module, ...]:
+        return () if self.freeze_tower is None else self.towers.towers()[self.freeze_tower]
+
+    def _set_seed(self, number: int | None) -> None:
+        """For a micro-batch, or for the loss, for which all ranks draw the same."""
+        own = () if number is None else (self.global_rank, number)
+        torch.manual_seed(_seed(self.seed, self.step, *own))
 
     def _backward(self, loss: Tensor, last: bool) -> None:
         self.engine.backward(self, loss, last=last)
@@ -253,7 +277,3 @@ def averaged(metrics: Mapping[str, Tensor | float], *, device: torch.device) -> 
 def _seed(*parts: object) -> int:
     """A 63-bit seed from any printable parts, the same on every machine."""
     return int.from_bytes(hashlib.blake2b(repr(parts).encode(), digest_size=8).digest()) >> 1
-
-
-def _set_seed(*parts: object) -> None:
-    torch.manual_seed(_seed(*parts))

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from vlm.errors import ConfigError
-from vlm.models import DualEncoder
+from vlm.models import ClassCentres, DualEncoder
 from vlm.training.layer_decay import blocks_above, blocks_above_timm
 
 
@@ -98,3 +98,7 @@ class AdamW:
         return torch.optim.AdamW(
             options, lr=self.lr, betas=(self.betas[0], self.betas[1]), eps=self.eps, fused=True
         )
+
+    def step_centres(self, centres: ClassCentres, lr: float) -> None:
+        """Step those that took part in the loss, at the learning rate of this step."""
+        centres.step(lr=lr, betas=self.betas, eps=self.eps, weight_decay=self.weight_decay)

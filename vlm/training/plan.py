@@ -35,7 +35,7 @@ def plan(run: Run) -> str:
     run.data.check_world_size(world_size)
     pairs = run.data.global_batch_size // world_size
     rows = min(pairs, run.trainer.micro_batch_size or pairs)
-    spec, length = planned_spec(run), run.tokenizer.context_length
+    spec, length = planned_spec(run), run.tokenizer.context_length if run.tokenizer else 0
     checkpointing = run.trainer.activation_checkpointing
     towers = tower_costs(spec, text_length=length, activation_checkpointing=checkpointing)
     loss = run.objective.cost(pairs=pairs, dim=spec.embed_dim, world_size=world_size, node_size=node_size)
@@ -55,7 +55,7 @@ def plan(run: Run) -> str:
     return "\n".join(
         [
             f"{run.data.global_batch_size} pairs a step on {world_size} ranks, {pairs} on each, towers see "
-            f"{rows} at once; texts of {length} tokens, the most there can be",
+            f"{rows} at once" + (f"; texts of {length} tokens, the most there can be" if length else ""),
             *_block("parameters, millions", counts, 10**6),
             *_block("memory of a rank, MiB", memory, MIB),
             *_block("received by a rank in a step, MiB", traffic, MIB),
@@ -66,6 +66,8 @@ def plan(run: Run) -> str:
 
 def planned_spec(run: Run) -> ModelSpec:
     """The model with a vocabulary; that of a BPE to be trained is as large as it may become."""
+    if run.tokenizer is None or run.model.text is None:
+        return run.model
     if run.init_from is not None:
         init = InitFrom(run.init_from, resize_positions=run.resize_positions)
         tokenizer = init.tokenizer(run.tokenizer.context_length)

@@ -261,6 +261,7 @@ class Run:
         accept_changes: keys of the configuration, and all under them, that may differ at resume.
         init_from: run or checkpoint whose weights a new run starts with.
         resize_positions: whether positional embeddings of these, or of pretrained weights, may be resized.
+        freeze: the tower, `image` or `text`, that keeps its weights, with its projection.
         config: the resolved configuration, plain data, kept with every checkpoint.
     """
 
@@ -270,9 +271,10 @@ class Run:
     seed: int
     init_from: str | None
     resize_positions: bool
+    freeze: str | None
     make_data: DataMaker | None
     data: TrainData
-    tokenizer: TokenizerRecipe
+    tokenizer: TokenizerRecipe | None
     model: ModelSpec
     objective: Objective
     optimizer: AdamW
@@ -300,7 +302,9 @@ def train(run: Run) -> Path:
     engine = run.trainer.engine()
     trainer = run.trainer.build(engine, logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
+    run.data.check_tokenizer(run.tokenizer)
     _check_sizes(run)
+    _check_freeze(run)
     start_ranks(trainer)
     control = ControlGroup()
     device = trainer.strategy.root_device
@@ -336,7 +340,8 @@ def _alone_in_folder(run: Run, control: ControlGroup) -> Iterator[None]:
 
 def _train(run: Run, trainer: L.Trainer, engine: Engine, control: ControlGroup) -> None:
     start = control.first_rank_does(lambda: _prepare(run))
-    data, tokenizer = run.data.open(), Tokenizer.load(run.folder / TOKENIZER)
+    data = run.data.open()
+    tokenizer = Tokenizer.load(run.folder / TOKENIZER) if run.tokenizer else None
     init = _initial_weights(run, start)
     module = TrainingModule(
         _spec(run, tokenizer, start, init),
@@ -352,6 +357,7 @@ def _train(run: Run, trainer: L.Trainer, engine: Engine, control: ControlGroup) 
         resume_from=start,
         init_from=init,
         resize_positions=run.resize_positions,
+        freeze=run.freeze,
     )
     if control.first_rank_does(lambda: _is_complete(run, start, module.step)):
         log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
@@ -369,7 +375,7 @@ def _fit(
     trainer: L.Trainer,
     module: TrainingModule,
     data: TrainSet,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     group: ControlGroup,
 ) -> None:
     # In `fit` the other ranks would wait for a first one that cannot make its files.
@@ -402,7 +408,7 @@ def _step_log(
     run: Run,
     loader: TimedLoader,
     data: TrainSet,
-    tokenizer: Tokenizer,
+    tokenizer: Tokenizer | None,
     group: ControlGroup,
     *,
     rank: int,
@@ -495,13 +501,10 @@ def _prepare(run: Run) -> Path | None:
     init = _initial_weights(run, start)
     if start is not None:
         _check_unchanged(run, start, data)
-        tokenizer = read_tokenizer(start)
+        tokenizer = read_tokenizer(start) if run.tokenizer else None
         check_buildable(start)
     else:
-        tokenizer = (
-            init.tokenizer(run.tokenizer.context_length) if init else run.tokenizer.build(data.captions)
-        )
-        warn_of_truncation(data, tokenizer)
+        tokenizer = _new_tokenizer(run, data, init)
     for evaluator in run.evaluators.values():
         evaluator.check()
     spec = _spec(run, tokenizer, start, init)
@@ -513,19 +516,36 @@ def _prepare(run: Run) -> Path | None:
         try_pretrained(spec, resize_positions=run.resize_positions)
     if init is not None:
         init.check(spec, run.data.preprocess)
-        log.info(
-            "weights and tokenizer of %s, at step 0 with a new optimizer; the key tokenizer is not used",
-            init.checkpoint,
-        )
+        log.info("weights of %s, at step 0 with a new optimizer; %s", init.checkpoint, _of_text(run, init))
     with writing(run.folder, then=GO_ON):
         run.folder.mkdir(parents=True, exist_ok=True)
         remove_drafts(run.folder)
-        with replacing(run.folder / TOKENIZER) as draft:
-            tokenizer.save(draft)
+        if tokenizer is not None:
+            with replacing(run.folder / TOKENIZER) as draft:
+                tokenizer.save(draft)
         if start is None or load_step(start) < run.trainer.max_steps:  # else it would not be what was run
             with replacing(run.folder / "config.json") as draft:
                 draft.write_text(json.dumps(_resolved(run), indent=2, ensure_ascii=False))
     return start
+
+
+def _new_tokenizer(run: Run, data: TrainSet, init: InitFrom | None) -> Tokenizer | None:
+    if run.tokenizer is None:
+        return None
+    if init is not None and init.has_text:
+        tokenizer = init.tokenizer(run.tokenizer.context_length)
+    else:
+        tokenizer = run.tokenizer.build(data.captions)
+    warn_of_truncation(data, tokenizer)
+    return tokenizer
+
+
+def _of_text(run: Run, init: InitFrom) -> str:
+    if run.model.text is None:
+        return "of the image tower alone"
+    if init.has_text:
+        return "its tokenizer too: the key tokenizer is not used"
+    return "the text tower is new, as the checkpoint has none"
 
 
 def _is_complete(run: Run, start: Path | None, step: int) -> bool:
@@ -562,12 +582,14 @@ def _initial_weights(run: Run, start: Path | None) -> InitFrom | None:
     return InitFrom(run.init_from, resize_positions=run.resize_positions)
 
 
-def _spec(run: Run, tokenizer: Tokenizer, start: Path | None, init: InitFrom | None) -> ModelSpec:
+def _spec(run: Run, tokenizer: Tokenizer | None, start: Path | None, init: InitFrom | None) -> ModelSpec:
     """The model with the tokenizer's vocabulary, or the larger one of the weights that it starts with."""
     spec, origin = run.model, init.checkpoint if init else start
-    if origin is not None and spec.text.vocab_size is None:
-        vocab_size = read_description(origin).model.text.vocab_size
-        spec = dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocab_size=vocab_size))
+    if spec.text is None or tokenizer is None:
+        return spec
+    before = None if origin is None else read_description(origin).model.text
+    if before is not None and spec.text.vocab_size is None:
+        spec = dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocab_size=before.vocab_size))
     return spec.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
 
 
@@ -664,6 +686,12 @@ def _check_best(run: Run) -> None:
     raise ConfigError(f"checkpoint.keep_best={best} is no metric of this run; there are {names}")
 
 
+def _check_freeze(run: Run) -> None:
+    towers = ["image", *(["text"] if run.model.text else [])]
+    if run.freeze is not None and run.freeze not in towers:
+        raise ConfigError(f"freeze={run.freeze!r} is no tower of this model; there is {' and '.join(towers)}")
+
+
 def check_held(run: Run) -> None:
     """What the run keeps beside weights and optimizer must be something that its strategy can hold.
 
@@ -682,7 +710,11 @@ def check_held(run: Run) -> None:
 
 def _check_sizes(run: Run) -> None:
     """What the data give must fit what the towers take."""
-    if run.tokenizer.context_length > run.model.text.context_length:
+    if (run.tokenizer is None) != (run.model.text is None):
+        raise ConfigError("images alone need both tokenizer=none and model.text=null, and texts neither")
+    if run.tokenizer is None or run.model.text is None:
+        pass
+    elif run.tokenizer.context_length > run.model.text.context_length:
         raise ConfigError(
             f"tokenizer.context_length={run.tokenizer.context_length} exceeds "
             f"model.text.context_length={run.model.text.context_length}"

@@ -85,7 +85,7 @@ class TowerOptions:
 
 
 def _towers(model: DualEncoder) -> tuple[tuple[str, nn.Module], ...]:
-    return ("image", model.image), ("text", model.text)
+    return tuple((name, tower) for name, (tower, _) in model.towers().items())
 
 
 def _compile(module: nn.Module, *, any_size: bool) -> None:

@@ -31,22 +31,21 @@ class Work:
     @classmethod
     def of(cls, spec: ModelSpec, device: torch.device) -> "Work":
         """For a model with its vocabulary; counts nothing where a tower cannot run without a device."""
-        longest = spec.text.context_length
-        lengths = sorted({max(1, longest // 2), longest})
+        longest = spec.text.context_length if spec.text else 0
+        lengths = sorted({max(1, longest // 2), longest}) if spec.text else []
         try:
             image, texts = tower_flops(spec, text_lengths=lengths)
         except ConfigError as error:
             log.info("time/tflops and time/mfu are not logged: %s", error)
             return cls()
         # Of a text's length, a transformer takes a linear and a quadratic part.
-        powers = [[length, length**2][: len(lengths)] for length in lengths]
-        linear, *quadratic = np.linalg.solve(powers, texts)
-        text = (float(linear), float(quadratic[0]) if quadratic else 0.0)
-        return cls(float(image), text, _peak(device))
+        powers = np.array([[length, length**2][: len(lengths)] for length in lengths])
+        linear, quadratic = (*(np.linalg.solve(powers, texts) if texts else ()), 0.0, 0.0)[:2]
+        return cls(float(image), (float(linear), float(quadratic)), _peak(device))
 
     def add(self, batch: Batch) -> None:
         """A step over these rows."""
-        rows, length = batch["text"].shape
+        rows, length = len(batch["image"]), batch["text"].shape[1] if "text" in batch else 0
         self._flops += 3 * rows * (self.image + self.text[0] * length + self.text[1] * length**2)
 
     def read(self) -> dict[str, float]:

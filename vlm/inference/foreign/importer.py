@@ -77,11 +77,10 @@ def import_model(source: Path, out: Path, given: Given) -> tuple[ModelSpec, list
 
 
 def _worth_a_look(foreign: Foreign, model: DualEncoder) -> list[tuple[str, str]]:
-    image, text, preprocess = model.spec.image, model.spec.text, foreign.preprocess
+    image, text, preprocess = model.spec.image, model.spec.text_tower, foreign.preprocess
     return [
         ("kind", foreign.kind),
-        ("image activation", activations(model.image)),
-        ("text activation", activations(model.text)),
+        *((f"{name} activation", activations(tower)) for name, (tower, _) in model.towers().items()),
         ("image size", f"{image.image_size}, {preprocess.resize_mode}, {preprocess.interpolation}"),
         ("mean", str(list(image.mean))),
         ("std", str(list(image.std))),
@@ -125,7 +124,7 @@ def _json(path: Path) -> dict[str, Any]:
 
 
 def _tokenizer(source: Path, given: Given, foreign: Foreign) -> Tokenizer:
-    context_length = foreign.spec.text.context_length
+    context_length = foreign.spec.text_tower.context_length
     if given.tokenizer_path is not None:
         return _read_tokenizer(Path(given.tokenizer_path), context_length)
     folder = source if source.is_dir() else source.parent
@@ -151,7 +150,7 @@ def _read_tokenizer(path: Path, context_length: int) -> Tokenizer:
 
 def _complete(foreign: Foreign, tokenizer: Tokenizer, source: Path) -> ModelSpec:
     """The spec with the tokenizer's end of text, once it is known to be the model's tokenizer."""
-    text = foreign.spec.text
+    text = foreign.spec.text_tower
     assert text.vocab_size is not None  # read off the weights
     if tokenizer.vocab_size > text.vocab_size:
         raise ConfigError(

@@ -33,7 +33,8 @@ class Fsdp2(Engine):
         mesh = init_device_mesh(device, (ranks,), mesh_dim_names=("ranks",))
         half = torch.bfloat16 if self.precision == "bf16-mixed" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-        for module in (*blocks_of(model.image), *blocks_of(model.text), model.image, model.text, model):
+        towers = [tower for tower, _ in model.towers().values()]
+        for module in (*(block for tower in towers for block in blocks_of(tower)), *towers, model):
             # The last to be sharded would stay whole after a forward, and after an evaluation for good.
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
         for name in ("encode_image", "encode_text"):

@@ -1,0 +1,124 @@
+"""Margin softmax through an objective: ranks and micro-batches together are one process with all rows."""
+
+import itertools
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from gloo import run_gloo
+from tiny_model import tiny_mapping
+from torch import Tensor
+
+from vlm.distributed import Topology
+from vlm.errors import ConfigError
+from vlm.models import ModelSpec, build_model
+from vlm.objectives import MarginSoftmaxObjective
+from vlm.training.accumulation import loss_and_gradients
+from vlm.types import Batch
+
+ROWS, CLASSES = 8, 11
+DEFAULTS: dict[str, Any] = {
+    "num_classes": CLASSES,
+    "embed_dim": 8,
+    "loss": "softmax",
+    "scale": 16.0,
+    "m1": 1.0,
+    "m2": 0.0,
+    "m3": 0.3,
+    "margin_gradient": "straight_through",
+    "sample_rate": 1.0,
+    "filter_above": None,
+    "num_dims": None,
+    "seed": 0,
+}
+CHANGES: list[dict[str, Any]] = [
+    {},
+    {"loss": "mlcd", "sample_rate": 0.6},
+    {"m2": 0.3, "margin_gradient": "exact", "num_dims": 5, "sample_rate": 0.1},
+    {"filter_above": 0.5, "scale": 4.0},
+]
+
+
+def batch() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(3)
+    label = torch.stack([torch.randperm(CLASSES, generator=generator)[:3] for _ in range(ROWS)])
+    label[2, 1:] = -1
+    image = torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8)
+    return {"image": image, "label": label}
+
+
+def one_rank(change: dict[str, Any], micro_batch_size: int | None) -> dict[str, Tensor]:
+    """Loss, averaged gradients of the tower and, put together, what a step makes of the centres."""
+    topology = Topology.current()
+    torch.manual_seed(0)
+    model = build_model(ModelSpec.from_mapping(tiny_mapping() | {"text": None})).double()
+    objective = MarginSoftmaxObjective(**DEFAULTS | change)
+    objective.setup(topology)
+    centres = objective.centres
+    assert centres is not None
+    for name in ("weight", "exp_avg", "exp_avg_sq"):
+        setattr(centres, name, getattr(centres, name).double())
+    rows = {name: value.chunk(topology.world_size)[topology.rank] for name, value in batch().items()}
+    output = loss_and_gradients(
+        objective,
+        model,
+        Batch(**rows),  # type: ignore[typeddict-item]
+        encode=partial(objective.encode, model),
+        micro_batch_size=micro_batch_size,
+        seed=lambda number: torch.manual_seed(7 if number is None else 100 * topology.rank + number),
+        backward=lambda loss, last: loss.backward(),
+    )
+    found = {"loss": output.total.detach(), "cosine": output.metrics["own_cosine"]}
+    found |= {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    centres.step(lr=0.1, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.1)
+    after = torch.zeros(CLASSES, 8, dtype=torch.float64)
+    after[centres.rows.start : centres.rows.stop] = centres.weight
+    if topology.world_size > 1:
+        for value in found.values():
+            torch.distributed.all_reduce(value)
+            value /= topology.world_size
+        torch.distributed.all_reduce(after)
+    return {**found, "centres": after}
+
+
+def all_cases(sizes: list[int | None]) -> list[dict[str, Tensor]]:
+    return [one_rank(change, size) for change, size in itertools.product(CHANGES, sizes)]
+
+
+@pytest.mark.parametrize(("world_size", "sizes"), [(1, [4, 2]), (2, [None, 2, 1]), (4, [None, 1])])
+def test_ranks_and_micro_batches_equal_one_process(
+    world_size: int, sizes: list[int | None], tmp_path: Path
+) -> None:
+    for results in run_gloo(all_cases, world_size, tmp_path, sizes):
+        for (change, size), found in zip(itertools.product(CHANGES, sizes), results, strict=True):
+            expected = one_rank(change, None)
+            assert found.keys() == expected.keys()
+            assert "image_projection.weight" in found
+            for name, value in expected.items():
+                torch.testing.assert_close(
+                    found[name],
+                    value,
+                    rtol=0,
+                    atol=1e-10,
+                    msg=lambda m, about=(change, size, name): f"{about}: {m}",
+                )
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"num_classes": 1}, r"objective\.num_classes=1 has to be at least 2"),
+        ({"scale": 0.0}, r"objective\.scale=0.0 has to be positive"),
+        ({"m1": 0.9}, r"objective\.m1=0.9"),
+        ({"m2": -0.1}, r"objective\.m2=-0.1"),
+        ({"m3": 2.0}, r"objective\.m3=2.0"),
+        ({"sample_rate": 0.0}, r"objective\.sample_rate=0.0"),
+        ({"filter_above": 1.0}, r"objective\.filter_above=1.0"),
+        ({"num_dims": 9}, r"objective\.num_dims=9 has to be 1 … 8"),
+    ],
+)
+def test_values_out_of_range_are_refused_by_key(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        MarginSoftmaxObjective(**DEFAULTS | change)
