@@ -23,7 +23,7 @@ from foreign_models import clip_folder
 from PIL import Image
 from safetensors.torch import load_file
 from small_shards import image_bytes, write_shards, write_tar
-from toy_run import SIZES, TINY_MODEL
+from toy_run import SIZES, TINY_IMAGE, TINY_MODEL
 
 from vlm.cli import main as vlm_command
 from vlm.cli import train as train_command
@@ -41,7 +41,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/speed.md": {"bash": 7},
     "docs/guides/weights.md": {"bash": 9, "output": 2},
     "docs/guides/evaluating.md": {"bash": 10, "python": 1, "yaml": 1, "output": 1},
-    "docs/guides/virtual_classes.md": {"bash": 6, "python": 1, "output": 2},
+    "docs/guides/virtual_classes.md": {"bash": 8, "python": 1, "output": 2},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
     "docs/reference/damaged_input.md": {},
@@ -103,10 +103,11 @@ def tiny(words: list[str]) -> list[str]:
 def _tiny_training(told: str) -> Iterator[str]:
     yield from ("trainer.max_steps=2", "schedule.warmup_steps=1", "trainer.log_every_n_steps=1")
     yield from ("checkpoint.every_n_steps=1", "evaluation.every_n_steps=2", "trainer.accelerator=cpu")
-    if "experiment=toy" in told:
+    if "experiment=toy" in told or "experiment=mvt_toy" in told:
         yield from (f"make_data.{name}={count}" for name, count in SIZES.items())
     if "--config-dir" not in told:  # a recipe has a model and a batch size of its own
-        defaults = ["model=toy", *TINY_MODEL, "data.global_batch_size=32", "data.num_workers=0"]
+        model = TINY_IMAGE if "experiment=mvt_" in told else TINY_MODEL
+        defaults = ["model=toy", *model, "data.global_batch_size=32", "data.num_workers=0"]
         yield from (default for default in defaults if f" {default.partition('=')[0]}=" not in told)
 
 
