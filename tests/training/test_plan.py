@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from toy_run import composed, tiny_overrides
+from toy_run import composed, tiny_images, tiny_overrides
 
 from vlm.cli.train import run_from
 from vlm.errors import ConfigError, VlmError
@@ -156,8 +156,18 @@ def test_work_grows_with_rows_and_the_length_of_texts(tmp_path: Path) -> None:
     done = []
     for rows, length in ((4, 8), (8, 8), (4, 16)):
         work = Work.of(spec, torch.device("cpu"))
-        work.add({"text": torch.zeros(rows, length, dtype=torch.int64)})
+        image = torch.zeros(rows, 3, 1, 1, dtype=torch.uint8)
+        work.add({"image": image, "text": torch.zeros(rows, length, dtype=torch.int64)})
         done.append(work.read()["tflops"])
         assert work.read() == {}
     assert done[1] == pytest.approx(2 * done[0])
     assert done[2] > done[0]
+
+
+def test_work_of_images_alone_grows_with_their_number(tmp_path: Path) -> None:
+    work = Work.of(run_from(composed(tiny_images(tmp_path))).model, torch.device("cpu"))
+    done = []
+    for rows in (4, 8):
+        work.add({"image": torch.zeros(rows, 3, 1, 1, dtype=torch.uint8)})
+        done.append(work.read()["tflops"])
+    assert done[1] == pytest.approx(2 * done[0]) > 0

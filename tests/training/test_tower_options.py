@@ -70,7 +70,7 @@ def gradients(model: DualEncoder, micro_batch_size: int | None, *, text_length: 
         batch(text_length),
         encode=partial(objective.encode, model),
         micro_batch_size=micro_batch_size,
-        seed=lambda number: torch.manual_seed(100 + number) and None,
+        seed=lambda number: torch.manual_seed(100 + (number or 0)) and None,
         backward=lambda loss, last: loss.backward(),
     )
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
