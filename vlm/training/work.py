@@ -38,10 +38,13 @@ class Work:
         except ConfigError as error:
             log.info("time/tflops and time/mfu are not logged: %s", error)
             return cls()
+        if not lengths:
+            return cls(float(image), peak=_peak(device))
         # Of a text's length, a transformer takes a linear and a quadratic part.
-        powers = np.array([[length, length**2][: len(lengths)] for length in lengths])
-        linear, quadratic = (*(np.linalg.solve(powers, texts) if texts else ()), 0.0, 0.0)[:2]
-        return cls(float(image), (float(linear), float(quadratic)), _peak(device))
+        powers = [[length, length**2][: len(lengths)] for length in lengths]
+        linear, *quadratic = np.linalg.solve(powers, texts)
+        text = (float(linear), float(quadratic[0]) if quadratic else 0.0)
+        return cls(float(image), text, _peak(device))
 
     def add(self, batch: Batch) -> None:
         """A step over these rows."""
