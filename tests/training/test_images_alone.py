@@ -1,13 +1,14 @@
 """Training an image tower alone, and aligning it."""
 
-import json
+import csv
+import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from toy_run import composed, tiny_images, tiny_overrides
 
 import vlm
@@ -84,21 +85,42 @@ def test_mistakes_are_named(toy: Path, overrides: list[str], message: str) -> No
         train(toy, "mistake", *overrides)
 
 
-def command(toy: Path, name: str, ranks: int, *overrides: str) -> list[dict[str, Any]]:
-    """The rows that a run in processes of its own has logged."""
-    changes = [f"run.name={name}", "suite=none", f"trainer.devices={ranks}", "objective.sample_rate=0.3"]
-    run = [sys.executable, "-m", "vlm.cli.train", *tiny_images(toy, *changes, *overrides)]
-    subprocess.run(run, check=True, capture_output=True, timeout=300)
-    lines = (toy / "runs" / name / "metrics.csv").read_text().splitlines()
-    return [dict(zip(lines[0].split(","), line.split(","), strict=True)) for line in lines[1:]]
+STEPS, HALF = 6, 3
+
+
+def started(toy: Path, name: str, *overrides: str) -> Path:
+    """A run in processes of its own."""
+    changes = [f"run.name={name}", "suite=none", "run.resume=true", f"trainer.max_steps={STEPS}"]
+    changes += [f"checkpoint.every_n_steps={HALF}", "objective.sample_rate=0.3"]
+    words = [sys.executable, "-m", "vlm.cli.train", *tiny_images(toy, *changes, *overrides)]
+    done = subprocess.run(words, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    return toy / "runs" / name
+
+
+def losses(run: Path) -> list[float]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [float(row["train/loss"]) for row in csv.DictReader(file) if row["train/loss"]]
+
+
+def centres_of(run: Path) -> torch.Tensor:
+    return torch.cat([load_file(path)["weight"] for path in sorted(last(run).glob("centres_*"))])
+
+
+@pytest.fixture(scope="module")
+def one_process(toy: Path) -> Path:
+    return started(toy, "images_one", "trainer.devices=1")
 
 
 @pytest.mark.long
-def test_another_number_of_ranks_goes_on_with_the_same_losses(toy: Path) -> None:
-    whole = command(toy, "one_rank", 1, "trainer.max_steps=6")
-    command(toy, "two_then_one", 2, "trainer.max_steps=3", "schedule=cosine")
-    accepted = ["run.resume=true", "run.accept_changes=[trainer.max_steps]"]
-    again = command(toy, "two_then_one", 1, "trainer.max_steps=6", *accepted)
-    assert len(whole) == len(again) == 6
-    for one, two in zip(whole, again, strict=True):
-        assert float(one["train/loss"]) == pytest.approx(float(two["train/loss"]), abs=1e-4), json.dumps(two)
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+def test_two_ranks_are_one_process_and_go_on_as_one(strategy: str, toy: Path, one_process: Path) -> None:
+    two = started(toy, f"images_{strategy}", f"trainer={strategy}", "trainer.devices=2")
+    assert len(list(last(two).glob("centres_*"))) == 2
+    one = two.with_name(f"images_{strategy}_then_one")
+    shutil.copytree(two, one)
+    shutil.rmtree(last(one))
+    started(toy, one.name, "trainer.devices=1")
+    for run in (two, one):
+        assert losses(run) == pytest.approx(losses(one_process), rel=1e-5)
+        torch.testing.assert_close(centres_of(run), centres_of(one_process), rtol=1e-3, atol=1e-5)
