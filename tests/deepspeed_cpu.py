@@ -5,10 +5,13 @@ With KEYS in the environment, every rank writes the keys of its rows of each ste
 
 import json
 import os
+import tempfile
 from pathlib import Path
 from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
+# Of this session of tests: a process that is killed while it compiles leaves a lock that others wait for.
+os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/torch_extensions_{os.getppid()}")
 
 import torch
 
