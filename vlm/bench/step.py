@@ -21,11 +21,10 @@ from vlm.errors import ConfigError
 from vlm.models import CausalTextSpec, ModelSpec
 from vlm.objectives import SigLipObjective
 from vlm.training import Run
-from vlm.training.engines import Engine
 from vlm.training.launch import start_ranks
 from vlm.training.module import TrainingModule
 from vlm.training.plan import planned_spec
-from vlm.training.run import check_held
+from vlm.training.run import build_module, check_held
 from vlm.training.work import Work
 from vlm.types import Batch
 
@@ -145,7 +144,7 @@ def measure(run: Run, bench: StepBench) -> dict[str, Any]:
     """The project's own step, by Lightning as in training, on random rows that are on the device already."""
     check_held(run)
     engine = run.trainer.engine()
-    module = _module(run, engine)
+    module = build_module(run, planned_spec(run).without_pretrained(), engine)
     timing = _Timing(bench.warmup)
     trainer = run.trainer.build(engine, logger=False, callbacks=[timing])
     run.data.check_world_size(trainer.world_size)
@@ -173,25 +172,6 @@ def measure(run: Run, bench: StepBench) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "step": DONE,
     }
-
-
-def _module(run: Run, engine: Engine) -> TrainingModule:
-    return TrainingModule(
-        planned_spec(run).without_pretrained(),
-        run.objective,
-        engine=engine,
-        optimizer=run.optimizer,
-        schedule=run.schedule,
-        max_steps=run.trainer.max_steps,
-        micro_batch_size=run.trainer.micro_batch_size,
-        ema_decay=run.trainer.ema_decay,
-        tower_options=run.trainer.tower_options,
-        seed=run.seed,
-        resume_from=None,
-        init_from=None,
-        freeze=run.freeze,
-        resize_positions=False,
-    )
 
 
 class _Timing(L.Callback):

@@ -128,11 +128,8 @@ def take_from_first(tensors: Iterable[Tensor]) -> None:
 
 def mean_over_ranks(value: Tensor) -> Tensor:
     """Mean of a detached tensor over all ranks."""
-    if alone():
-        return value.detach()
-    total = value.detach().clone()
-    dist.all_reduce(total)
-    return total / dist.get_world_size()
+    total = sum_over_ranks(value)
+    return total if alone() else total / dist.get_world_size()
 
 
 def sum_over_ranks(value: Tensor) -> Tensor:

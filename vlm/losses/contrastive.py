@@ -14,13 +14,12 @@ from dataclasses import dataclass, replace
 from typing import Literal, get_args
 
 import torch
-import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vlm.distributed import Group, gather_rows
 from vlm.losses.product import differentiable_product
-from vlm.losses.tiled import Mask, Walk, tiled_logsumexp, tiled_softplus
+from vlm.losses.tiled import Mask, Walk, softplus, tiled_logsumexp, tiled_softplus
 
 Implementation = Literal["dense", "local_rows", "tiled"]
 IMPLEMENTATIONS: tuple[Implementation, ...] = get_args(Implementation)
@@ -117,9 +116,9 @@ def sigmoid_loss(
     )
     match implementation:
         case "dense":
-            loss = world.own(_softplus(world.all_logits(logit_scale, logit_bias)).sum(1))
+            loss = world.own(softplus(world.all_logits(logit_scale, logit_bias)).sum(1))
         case "local_rows":
-            loss = _softplus(world.image_logits(logit_scale, logit_bias)).sum(1)
+            loss = softplus(world.image_logits(logit_scale, logit_bias)).sum(1)
         case "tiled":
             loss = tiled_softplus(
                 world.image,
@@ -129,9 +128,7 @@ def sigmoid_loss(
                 walk=world.walk(tile),
             )
     if world.own_negatives is not None:
-        loss = loss + _softplus(_own_logits(world.image, world.own_negatives, logit_scale) + logit_bias).sum(
-            1
-        )
+        loss = loss + softplus(_own_logits(world.image, world.own_negatives, logit_scale) + logit_bias).sum(1)
     # So far the positives count as negatives, and softplus(-x) = softplus(x) - x.
     return (loss - _positives(world.image, world.text, logit_scale) - logit_bias).mean()
 
@@ -241,7 +238,3 @@ def _own_logits(image: Tensor, negatives: HardNegatives, scale: Tensor) -> Float
 
 def _positives(image: Tensor, text: Tensor, scale: Tensor) -> Float[Tensor, " b"]:
     return scale * (image * text).sum(1)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    return -F.logsigmoid(-x)  # torch's own softplus is linear beyond 20

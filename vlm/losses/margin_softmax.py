@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm.distributed import Group, gather_rows, logsumexp_over_ranks, own_part, sum_parts
-from vlm.losses.tiled import default_side, slices
+from vlm.losses.tiled import default_side, slices, softplus
 
 _BLOCK = 8_192
 
@@ -239,7 +239,7 @@ def margin_softmax(logits: ClassLogits) -> Float[Tensor, ""]:
     With several own classes the mean over them, each beside the same other classes: none is a negative for
     another one.
     """
-    loss = _softplus(logits.others[:, None] - logits.own).masked_fill(~logits.present, 0)
+    loss = softplus(logits.others[:, None] - logits.own).masked_fill(~logits.present, 0)
     count = logits.present.sum(1)
     return loss.sum(1).div(count.clamp(min=1)).sum() / (count > 0).sum().clamp(min=1)
 
@@ -251,10 +251,6 @@ def mlcd(logits: ClassLogits) -> Float[Tensor, ""]:
     """
     pull = (-logits.own).masked_fill(~logits.present, -torch.inf)
     pull = torch.cat([torch.zeros_like(pull[:, :1]), pull], dim=1).logsumexp(1)
-    loss = pull + _softplus(logits.others)
+    loss = pull + softplus(logits.others)
     labelled = logits.present.any(1)
     return loss.masked_fill(~labelled, 0).sum() / labelled.sum().clamp(min=1)
-
-
-def _softplus(x: Tensor) -> Tensor:
-    return -F.logsigmoid(-x)  # torch's own softplus is linear beyond 20

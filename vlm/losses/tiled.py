@@ -174,7 +174,7 @@ class _SoftplusSum(torch.autograd.Function):
         logits = _Logits(rows=rows, columns=columns, scale=scale, bias=bias, walk=walk)
         total = scale.new_zeros(len(rows))
         for a, _, values in logits.tiles():
-            total[a] -= F.logsigmoid(-values).sum(1)  # softplus, without its threshold
+            total[a] -= F.logsigmoid(-values).sum(1)  # `softplus`, without a negated copy of the tile
         ctx.save_for_backward(rows, columns, scale, bias)
         ctx.walk = walk
         return total
@@ -199,6 +199,11 @@ def tiled_softplus(
     """Sum of softplus(logit) of each own image over all columns; arguments as of `tiled_logsumexp`."""
     total: Tensor = _SoftplusSum.apply(image, columns, logit_scale, logit_bias, walk)  # type: ignore[no-untyped-call]
     return total
+
+
+def softplus(x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+    """log(1 + exp(x)); torch's own is linear beyond 20."""
+    return -F.logsigmoid(-x)
 
 
 def default_side(x: Tensor) -> int:

@@ -343,22 +343,7 @@ def _train(run: Run, trainer: L.Trainer, engine: Engine, control: ControlGroup) 
     data = run.data.open()
     tokenizer = Tokenizer.load(run.folder / TOKENIZER) if run.tokenizer else None
     init = _initial_weights(run, start)
-    module = TrainingModule(
-        _spec(run, tokenizer, start, init),
-        run.objective,
-        engine=engine,
-        optimizer=run.optimizer,
-        schedule=run.schedule,
-        max_steps=run.trainer.max_steps,
-        micro_batch_size=run.trainer.micro_batch_size,
-        ema_decay=run.trainer.ema_decay,
-        tower_options=run.trainer.tower_options,
-        seed=run.seed,
-        resume_from=start,
-        init_from=init,
-        resize_positions=run.resize_positions,
-        freeze=run.freeze,
-    )
+    module = build_module(run, _spec(run, tokenizer, start, init), engine, resume_from=start, init_from=init)
     if control.first_rank_does(lambda: _is_complete(run, start, module.step)):
         log.info("%s has all %d steps of trainer.max_steps", run.folder, run.trainer.max_steps)
         return
@@ -368,6 +353,33 @@ def _train(run: Run, trainer: L.Trainer, engine: Engine, control: ControlGroup) 
         for logger in run.loggers:
             if isinstance(logger, WandbLogger) and trainer.is_global_zero:
                 logger.experiment.finish()  # else the next run of this process would write into this one
+
+
+def build_module(
+    run: Run,
+    spec: ModelSpec,
+    engine: Engine,
+    *,
+    resume_from: Path | None = None,
+    init_from: InitFrom | None = None,
+) -> TrainingModule:
+    """What takes the steps of a run, with a model of `spec`."""
+    return TrainingModule(
+        spec,
+        run.objective,
+        engine=engine,
+        optimizer=run.optimizer,
+        schedule=run.schedule,
+        max_steps=run.trainer.max_steps,
+        micro_batch_size=run.trainer.micro_batch_size,
+        ema_decay=run.trainer.ema_decay,
+        tower_options=run.trainer.tower_options,
+        seed=run.seed,
+        resume_from=resume_from,
+        init_from=init_from,
+        resize_positions=run.resize_positions,
+        freeze=run.freeze,
+    )
 
 
 def _fit(
@@ -712,9 +724,7 @@ def _check_sizes(run: Run) -> None:
     """What the data give must fit what the towers take."""
     if (run.tokenizer is None) != (run.model.text is None):
         raise ConfigError("images alone need both tokenizer=none and model.text=null, and texts neither")
-    if run.tokenizer is None or run.model.text is None:
-        pass
-    elif run.tokenizer.context_length > run.model.text.context_length:
+    if run.tokenizer and run.model.text and run.tokenizer.context_length > run.model.text.context_length:
         raise ConfigError(
             f"tokenizer.context_length={run.tokenizer.context_length} exceeds "
             f"model.text.context_length={run.model.text.context_length}"
