@@ -20,8 +20,11 @@ from vlm.cli.train import train_from
 from vlm.models import DualEncoder
 from vlm.training import callbacks, module, watchdog
 
-HANG_MINUTES = 0.05
-SHARED = [f"trainer.hang_minutes={HANG_MINUTES}", "checkpoint.every_n_steps=100", "run.resume=true"]
+# Above what a step of a busy machine needs, several times.
+HANG_MINUTES = 0.1
+SLOW_HANG_MINUTES = 0.25
+SLOW_BATCH_S = 1.5
+SHARED = ["checkpoint.every_n_steps=100", "run.resume=true"]
 
 # What stalls in its third call, and what is set besides. All are called inside of what the watchdog names.
 CASES: dict[str, tuple[Any, str, list[str]]] = {
@@ -49,7 +52,7 @@ def stalling(function: Callable[..., Any], *, call: int) -> Callable[..., Any]:
 
 def slowed(function: Callable[..., Any]) -> Callable[..., Any]:
     def slow(*args: Any, **named: Any) -> Any:
-        time.sleep(0.3 * 60 * HANG_MINUTES)
+        time.sleep(SLOW_BATCH_S)
         return function(*args, **named)
 
     return slow
@@ -61,17 +64,19 @@ def run(folder: Path, case: str) -> NoReturn:
         with (folder / f"{case}.txt").open("w") as log:
             os.dup2(log.fileno(), 1)
             os.dup2(log.fileno(), 2)
-        overrides = SHARED
+        minutes = HANG_MINUTES
         watchdog._LAST_WORDS_S = 0.0
-        if case == "slow":  # several batches, each in a third of the time
-            overrides = [*SHARED, "evaluation.batch_size=4", "trainer.max_steps=3"]
+        if case == "slow":  # batches of a tenth of the time, which take longer than it together
+            minutes = SLOW_HANG_MINUTES
+            overrides = [*SHARED, "evaluation.batch_size=8", "trainer.max_steps=3"]
             DualEncoder.encode_image = slowed(DualEncoder.encode_image)
         else:
             owner, name, more = CASES[case]
             overrides = [*SHARED, *more]
             first = 1 if case == "data" else 3  # there is one iterator for all batches
             setattr(owner, name, stalling(getattr(owner, name), call=first))
-        train_from(composed(tiny_overrides(folder, *overrides, f"run.name={case}")))
+        overrides = [*overrides, f"trainer.hang_minutes={minutes}", f"run.name={case}"]
+        train_from(composed(tiny_overrides(folder, *overrides)))
         code = 0
     except BaseException:
         traceback.print_exc()
