@@ -1,6 +1,7 @@
 """Training an image tower alone, and aligning it."""
 
 import csv
+import re
 import shutil
 import subprocess
 import sys
@@ -12,9 +13,10 @@ from safetensors.torch import load_file
 from toy_run import composed, tiny_images, tiny_overrides
 
 import vlm
-from vlm.cli.train import train_from
+from vlm.cli.train import run_from, train_from
 from vlm.errors import ConfigError
 from vlm.inference import read_weights
+from vlm.training import plan
 
 SHORT = ["suite=none", "logger=none", "trainer.max_steps=2", "schedule.warmup_steps=1"]
 
@@ -71,9 +73,21 @@ def test_a_frozen_tower_keeps_its_weights_and_the_text_tower_learns(toy: Path, i
     assert not torch.equal(free["image_projection.weight"], before["image_projection.weight"])
 
 
+def test_the_plan_of_an_aligned_run_counts_a_new_text_tower(toy: Path, images: Path) -> None:
+    counts = []
+    for start in ([], [f"init_from={images}", "freeze=image"]):
+        text = plan(run_from(composed(tiny_overrides(toy, *SHORT, *start))))
+        counts.append(
+            re.findall(r"^  (?:image|text) tower +[\d.]+$|^  (?:image|text) +[\d.]+$", text, re.M)[:2]
+        )
+    assert len(counts[0]) == 2
+    assert counts[0] == counts[1]
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
+        (["optimizer.text_layer_decay=0.9"], r"optimizer\.text_layer_decay=0\.9, but model\.text=null"),
         (["tokenizer=bpe"], r"tokenizer\.context_length: .*model\.text"),
         (["data.train.captions=txt"], r"tokenizer=none cannot read captions"),
         (["freeze=text"], r"freeze='text' is no tower of this model; there is image"),
@@ -92,7 +106,9 @@ def started(toy: Path, name: str, *overrides: str) -> Path:
     """A run in processes of its own."""
     changes = [f"run.name={name}", "suite=none", "run.resume=true", f"trainer.max_steps={STEPS}"]
     changes += [f"checkpoint.every_n_steps={HALF}", "objective.sample_rate=0.3"]
-    words = [sys.executable, "-m", "vlm.cli.train", *tiny_images(toy, *changes, *overrides)]
+    zero = any(word.startswith("trainer=deepspeed") for word in overrides)
+    program = [str(Path(__file__).parents[1] / "deepspeed_cpu.py")] if zero else ["-m", "vlm.cli.train"]
+    words = [sys.executable, *program, *tiny_images(toy, *changes, *overrides)]
     done = subprocess.run(words, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     return toy / "runs" / name
@@ -113,7 +129,7 @@ def one_process(toy: Path) -> Path:
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_zero1", "deepspeed_zero2"])
 def test_two_ranks_are_one_process_and_go_on_as_one(strategy: str, toy: Path, one_process: Path) -> None:
     two = started(toy, f"images_{strategy}", f"trainer={strategy}", "trainer.devices=2")
     assert len(list(last(two).glob("centres_*"))) == 2

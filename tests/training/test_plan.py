@@ -53,6 +53,17 @@ def test_ranks_share_the_batch_and_exchange_gradients_and_vectors(tmp_path: Path
     assert SPREAD["ddp"] == frozenset()
 
 
+def test_class_centres_are_divided_among_ranks(tmp_path: Path) -> None:
+    classes, dim, share = 1_000_000, 16, 0.1
+    sizes = [f"objective.num_classes={classes}", f"objective.sample_rate={share}"]
+    for devices in (1, 4):
+        text = plan(run_from(composed([*tiny_images(tmp_path, *sizes), f"trainer.devices={devices}"])))
+        centres = (12 + 2 * 4 * share) * classes * dim / devices / 2**20
+        assert numbers(text, "memory of a rank")["class centres"] == pytest.approx(centres, rel=1e-4)
+        products = 4 * 2 * classes * share * dim / 1e9  # of a sample, with the centres of all ranks
+        assert numbers(text, "a sample")["loss"] == pytest.approx(products, abs=1e-3)
+
+
 @pytest.mark.parametrize(
     ("strategy", "precision", "memory", "received", "received_in_two_parts"),
     [

@@ -1,9 +1,10 @@
-"""What a contrastive loss costs a rank, computed from its sizes.
+"""What a loss costs a rank, computed from its sizes.
 
 b pairs on a rank, n on all ranks of its group, which are n / b, h columns of hard negatives, d dimensions.
 Vectors and sums are float32. Bytes of traffic are those a rank receives where collectives go round a ring.
 """
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -76,13 +77,18 @@ def loss_flops(implementation: Implementation, *, kind: Kind, pairs: int, all_pa
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossCost:
-    """All of it for one step of a rank, without hard negatives."""
+    """All of it for one step of a rank, without hard negatives.
+
+    Args:
+        centres_bytes: of class centres: weights, moments, and what is copied of them for a step.
+    """
 
     implementation: Implementation
     logits_bytes: int
     gathered_bytes: int
     traffic_bytes: int
     flops: int
+    centres_bytes: int = 0
 
     @classmethod
     def of(
@@ -98,6 +104,27 @@ class LossCost:
             traffic_bytes=traffic_bytes(implementation, kind=kind, pairs=pairs, all_pairs=all_pairs, dim=dim),
             flops=loss_flops(implementation, kind=kind, pairs=pairs, all_pairs=all_pairs, dim=dim),
         )
+
+
+def class_cost(*, num_classes: int, rate: float, pairs: int, dim: int, world_size: int) -> LossCost:
+    """Of a softmax over class centres that are cut into the rows of ranks; see `class_logits`.
+
+    Args:
+        num_classes: C. rate: r, the share of the classes in a step. pairs: b, with one label each.
+        world_size: W; all its ranks have C / W rows, and the r of them that take part once more, with their
+            gradient.
+    """
+    rows, samples = -(-num_classes // world_size), pairs * world_size
+    sampled = math.ceil(rate * rows)
+    numbers = 2 + 3 * 2  # its label, in 8 bytes; cosines, maxima and sums, each all-reduced
+    return LossCost(
+        implementation="tiled",
+        logits_bytes=4 * FLOAT * min(GPU_TILE, samples) * min(GPU_TILE, sampled),
+        gathered_bytes=2 * FLOAT * dim * samples if world_size > 1 else 0,
+        traffic_bytes=FLOAT * (2 * dim + numbers) * (samples - pairs),
+        flops=2 * 4 * samples * sampled * dim,
+        centres_bytes=3 * FLOAT * rows * dim + 2 * FLOAT * sampled * dim,
+    )
 
 
 def choose_implementation(*, pairs: int, all_pairs: int) -> Implementation:

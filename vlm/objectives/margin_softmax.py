@@ -7,7 +7,7 @@ import torch
 
 from vlm.distributed import Topology, gather_rows
 from vlm.errors import ConfigError
-from vlm.losses import Margin, class_logits, margin_softmax, mlcd
+from vlm.losses import LossCost, Margin, class_cost, class_logits, margin_softmax, mlcd
 from vlm.models import ClassCentres
 from vlm.objectives.objective import Encoded, Objective
 from vlm.types import Batch, ContrastiveModel, StepOutput
@@ -77,6 +77,15 @@ class MarginSoftmaxObjective(Objective):
     def setup(self, topology: Topology) -> None:
         self.centres = ClassCentres(
             num_classes=self.num_classes, dim=self.embed_dim, seed=self.seed, topology=topology
+        )
+
+    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int) -> LossCost:
+        return class_cost(
+            num_classes=self.num_classes,
+            rate=self.sample_rate,
+            pairs=pairs,
+            dim=dim,
+            world_size=world_size,
         )
 
     def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:

@@ -53,7 +53,7 @@ class AdamW:
         """Share of the learning rate by name, of a model that is not cut up; who is not named has all of it.
 
         Raises:
-            ConfigError: a tower whose rates are to fall has no known order of blocks.
+            ConfigError: a tower whose rates are to fall is not there, or has no known order of blocks.
         """
         scales: dict[str, float] = {}
         for key, decay, place, count in (
@@ -62,6 +62,8 @@ class AdamW:
         ):
             if decay == 1:
                 continue
+            if model.text is None and place == "text":
+                raise ConfigError(f"optimizer.{key}={decay}, but model.text=null; set it to 1.0")
             tower = model.get_submodule(place)
             above = count(tower)
             if not any(above.values()):

@@ -49,6 +49,7 @@ def plan(run: Run) -> str:
     if loss is not None:
         memory |= {f"logits ({loss.implementation})": loss.logits_bytes}
         memory |= {"gathered features": loss.gathered_bytes}
+        memory |= {"class centres": loss.centres_bytes} if loss.centres_bytes else {}
         traffic |= {"loss": loss.traffic_bytes}
         flops |= {"loss": loss.flops // pairs}
     counts = {name: tower.parameters for name, tower in towers.items()}
@@ -68,8 +69,8 @@ def planned_spec(run: Run) -> ModelSpec:
     """The model with a vocabulary; that of a BPE to be trained is as large as it may become."""
     if run.tokenizer is None or run.model.text is None:
         return run.model
-    if run.init_from is not None:
-        init = InitFrom(run.init_from, resize_positions=run.resize_positions)
+    init = run.init_from and InitFrom(run.init_from, resize_positions=run.resize_positions)
+    if init and init.has_text:
         tokenizer = init.tokenizer(run.tokenizer.context_length)
     elif isinstance(run.tokenizer, BpeTokenizerRecipe):
         size = run.tokenizer.vocab_size
