@@ -59,8 +59,14 @@ def test_every_suite_composes_for_evaluate(suite: str) -> None:
     assert "evaluators" in config.suite
 
 
+@pytest.fixture(scope="module")
+def tower(toy: Path) -> Path:
+    """A run of an image tower alone."""
+    return train_from(composed(tiny_images(toy, "run.name=tower", "suite=none", "trainer.max_steps=3")))
+
+
 @pytest.mark.parametrize("experiment", [name for name in EXPERIMENTS if name != "toy"])
-def test_every_experiment_takes_steps_when_it_is_made_tiny(experiment: str, toy: Path) -> None:
+def test_every_experiment_takes_steps_when_it_is_made_tiny(experiment: str, toy: Path, tower: Path) -> None:
     is_of_images = experiment.startswith("mvt_")
     tiny = (tiny_images if is_of_images else tiny_overrides)(
         toy, f"run.name={experiment}", "suite=none", "trainer.max_steps=3"
@@ -71,5 +77,6 @@ def test_every_experiment_takes_steps_when_it_is_made_tiny(experiment: str, toy:
         f"data.train.captions={captions}",
         "make_data=toy",
     ]
-    overrides = [f"experiment={experiment}", *tiny[1:], *shards]
+    start = [f"init_from={tower}"] if experiment.startswith("lit_") else []
+    overrides = [f"experiment={experiment}", *tiny[1:], *shards, *start]
     assert (train_from(composed(overrides)) / "checkpoints" / "step_00000003").is_dir()

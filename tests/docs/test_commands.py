@@ -103,7 +103,7 @@ def tiny(words: list[str]) -> list[str]:
 def _tiny_training(told: str) -> Iterator[str]:
     yield from ("trainer.max_steps=2", "schedule.warmup_steps=1", "trainer.log_every_n_steps=1")
     yield from ("checkpoint.every_n_steps=1", "evaluation.every_n_steps=2", "trainer.accelerator=cpu")
-    if "experiment=toy" in told or "experiment=mvt_toy" in told:
+    if re.search(r"experiment=(mvt_|lit_)?toy\b", told):
         yield from (f"make_data.{name}={count}" for name, count in SIZES.items())
     if "--config-dir" not in told:  # a recipe has a model and a batch size of its own
         model = TINY_IMAGE if "experiment=mvt_" in told else TINY_MODEL
