@@ -213,6 +213,7 @@ def test_a_dead_rank_is_named_and_its_iterations_are_kept(tmp_path: Path) -> Non
     ("changes", "error", "message"),
     [
         ({"k": 23}, ConfigError, r"k=23 is more than the 22 samples that have features"),
+        ({"seed": -1}, ConfigError, r"seed=-1 must not be negative"),
         ({"k": 0}, ConfigError, r"k=0 must be at least 1"),
         ({"labels_per_sample": 5}, ConfigError, r"labels_per_sample=5 must be from 1 to k=4"),
         ({"name": "index"}, ConfigError, r"name='index'"),

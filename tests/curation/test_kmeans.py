@@ -121,8 +121,12 @@ def test_split_centroids_share_the_samples_of_the_one(tmp_path: Path) -> None:
     assert counts.min() > 40
 
 
-def test_of_two_centroids_in_one_cluster_one_goes_where_one_holds_two() -> None:
+@pytest.mark.parametrize("block", [kmeans.BLOCK, 1])
+def test_of_two_centroids_in_one_cluster_one_goes_where_one_holds_two(
+    block: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Clusters at 0 (twice), at 1, and at 2 and 3 together."""
+    monkeypatch.setattr(kmeans, "BLOCK", block)
     axes = torch.eye(8)
     centroids = torch.stack([axes[0] + 0.05 * axes[4], axes[0] - 0.05 * axes[4], axes[1], axes[2] + axes[3]])
     centroids = torch.nn.functional.normalize(centroids, dim=1)

@@ -300,8 +300,12 @@ def test_sources_whose_classes_differ_are_not_mixed(tmp_path, shards):
     extra = write_shards(tmp_path / "extra", [20])
     write_labels(tmp_path / "extra", [20], num_classes=500)
     mix = {"web": Source(shards=extra, captions="txt", labels="clusters", share=0.5)}
-    message = "data.train.labels have 100 classes, data.mix.web.labels have 500 classes"
+    message = "data.train.labels: 100 classes, made by x; data.mix.web.labels: 500 classes, made by x"
     refused(labelled(shards, changes={"mix": mix}), message)
+    write_labels(tmp_path / "extra", [20], made_by="another seed")
+    refused(labelled(shards, changes={"mix": mix}), "data.mix.web.labels: 100 classes, made by another seed")
+    mix = {"web": Source(shards=extra, captions="txt", labels="cls", share=0.5)}
+    refused(labelled(shards, changes={"mix": mix}), "data.mix.web.labels: of the member cls")
     assert labelled(shards).open().num_classes == CLASSES
 
 

@@ -101,7 +101,7 @@ def test_ranks_and_micro_batches_equal_one_process(
                     found[name],
                     value,
                     rtol=0,
-                    atol=1e-10,
+                    atol=1e-12,
                     msg=lambda m, about=(change, size, name): f"{about}: {m}",
                 )
 
@@ -122,3 +122,14 @@ def test_ranks_and_micro_batches_equal_one_process(
 def test_values_out_of_range_are_refused_by_key(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         MarginSoftmaxObjective(**DEFAULTS | change)
+
+
+def test_labels_may_name_no_more_classes_than_there_are(caplog: pytest.LogCaptureFixture) -> None:
+    objective = MarginSoftmaxObjective(**DEFAULTS)
+    for said in (None, CLASSES):
+        objective.check_classes(said)
+    assert not caplog.records
+    objective.check_classes(CLASSES - 1)
+    assert f"data.train.labels name {CLASSES - 1} classes" in caplog.text
+    with pytest.raises(ConfigError, match=rf"objective\.num_classes={CLASSES}, .* set it to {CLASSES + 1}"):
+        objective.check_classes(CLASSES + 1)

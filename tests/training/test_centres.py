@@ -8,7 +8,7 @@ import torch
 from vlm.distributed import Topology
 from vlm.errors import CheckpointError
 from vlm.models import ClassCentres
-from vlm.training.centres import load_centres, save_centres
+from vlm.training.centres import load_centres, save_centres, wait_until_whole
 
 
 def of_ranks(world_size: int, *, seed: int, dim: int = 5) -> list[ClassCentres]:
@@ -42,6 +42,20 @@ def test_a_missing_file_is_named_by_its_rows(tmp_path: Path) -> None:
     (tmp_path / "centres_000000000006_000000000012.safetensors").unlink()
     with pytest.raises(CheckpointError, match="6 of the class centres 0 to 22 are in no file"):
         load_centres(tmp_path, of_ranks(1, seed=2)[0])
+
+
+def test_a_file_that_the_first_rank_cannot_see_is_waited_for_then_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved(tmp_path, 4)
+    wait_until_whole(tmp_path, 23)
+    (tmp_path / "centres_000000000006_000000000012.safetensors").rename(tmp_path / "elsewhere")
+    monkeypatch.setattr("vlm.training.centres._PATIENCE_S", 0.0)
+    with pytest.raises(CheckpointError, match=r"centres 6 to 11 .* put paths\.runs on a disk"):
+        wait_until_whole(tmp_path, 23)
+    (tmp_path / "elsewhere").rename(tmp_path / "centres_000000000006_000000000012.safetensors")
+    with pytest.raises(CheckpointError, match="centres 23 to 29 "):
+        wait_until_whole(tmp_path, 30)
 
 
 def test_damaged_and_other_centres_are_refused(tmp_path: Path) -> None:

@@ -88,6 +88,8 @@ def test_the_plan_of_an_aligned_run_counts_a_new_text_tower(toy: Path, images: P
     ("overrides", "message"),
     [
         (["optimizer.text_layer_decay=0.9"], r"optimizer\.text_layer_decay=0\.9, but model\.text=null"),
+        (["freeze=image"], r"freeze=image leaves nothing to train, as model\.text=null"),
+        (["suite=toy"], r"suite: held_out_en, .* compare images with texts, .* suite=vision does without"),
         (["tokenizer=bpe"], r"tokenizer\.context_length: .*model\.text"),
         (["data.train.captions=txt"], r"tokenizer=none cannot read captions"),
         (["freeze=text"], r"freeze='text' is no tower of this model; there is image"),
@@ -97,6 +99,11 @@ def test_the_plan_of_an_aligned_run_counts_a_new_text_tower(toy: Path, images: P
 def test_mistakes_are_named(toy: Path, overrides: list[str], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         train(toy, "mistake", *overrides)
+
+
+def test_random_weights_are_not_frozen(toy: Path) -> None:
+    with pytest.raises(ConfigError, match=r"freeze=image would keep random weights; .* by init_from, or"):
+        align(toy, "frozen", "freeze=image")
 
 
 STEPS, HALF = 6, 3

@@ -21,10 +21,11 @@ from vlm.errors import ConfigError
 from vlm.models import CausalTextSpec, ModelSpec
 from vlm.objectives import SigLipObjective
 from vlm.training import Run
+from vlm.training.agreement import check_held
 from vlm.training.launch import start_ranks
 from vlm.training.module import TrainingModule
 from vlm.training.plan import planned_spec
-from vlm.training.run import build_module, check_held
+from vlm.training.run import build_module
 from vlm.training.work import Work
 from vlm.types import Batch
 

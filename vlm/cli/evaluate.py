@@ -17,14 +17,17 @@ def main(config: DictConfig) -> None:
     """Entry point of `vlm evaluate`."""
     values = resolve(config)
     from vlm.distributed import process_group
-    from vlm.evaluation import run_suite, write_report, write_results
+    from vlm.evaluation import check_text, run_suite, write_report, write_results
     from vlm.inference import Embedder, latest_checkpoint, load
 
     checkpoint = latest_checkpoint(values["run"])
     run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
     evaluators = build_evaluators(values["suite"]) if values["suite"] else _of_training(checkpoint)
     if not evaluators:
-        raise ConfigError(f"suite is not set, and {run_folder} was trained without one; try suite=zero_shot")
+        raise ConfigError(
+            f"suite is not set, and {run_folder} was trained without one; try suite=zero_shot, or "
+            "suite=vision for images alone"
+        )
     weights = values["weights"]
     place = checkpoint.name if weights == "model" else f"{checkpoint.name}_{weights}"
     out = Path(values["out"] or run_folder / "evaluation" / place)
@@ -34,8 +37,10 @@ def main(config: DictConfig) -> None:
         if topology.is_main:
             for evaluator in evaluators.values():
                 evaluator.check()
+        loaded = load(checkpoint, weights=weights, device=device)
+        check_text(evaluators, has_text=loaded.tokenizer is not None)
         embedder = Embedder(
-            load(checkpoint, weights=weights, device=device),
+            loaded,
             topology,
             batch_size=values["batch_size"],
             num_workers=values["num_workers"],

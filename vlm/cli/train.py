@@ -42,7 +42,8 @@ def main(config: DictConfig) -> None:
     from vlm.distributed import is_main_process  # imports torch
 
     if is_main_process():
-        print(f"{folder} is trained; score it with: vlm evaluate run={folder}")
+        suite = " suite=vision" if values["model"]["text"] is None else ""
+        print(f"{folder} is trained; score it with: vlm evaluate run={folder}{suite}")
 
 
 def train_from(values: dict[str, Any]) -> Path:

@@ -54,6 +54,8 @@ class Settings:
         for name in ("k", "iterations"):
             if getattr(self, name) < 1:
                 raise ConfigError(f"{name}={getattr(self, name)} must be at least 1")
+        if self.seed < 0:
+            raise ConfigError(f"seed={self.seed} must not be negative")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -298,7 +300,9 @@ def _relocations(found: Sums, centroids: Float[Tensor, "k d"]) -> list[tuple[int
     given, split = cost.argsort(stable=True), gain.argsort(descending=True, stable=True)
     worth = gain[split] > _SAFETY * cost[given]
     given, split = given[worth], split[worth]
-    beside = nearest(centroids[given.to(centroids.device)], centroids, count=2)[1][:, 1]
+    at = given.to(centroids.device)
+    blocks = (at[start : start + BLOCK] for start in range(0, max(1, len(at)), BLOCK))
+    beside = torch.cat([nearest(centroids[block], centroids, count=2)[1][:, 1] for block in blocks])
     pairs: list[tuple[int, int]] = []
     used: set[int] = set()
     for cluster, large, neighbour in zip(given.tolist(), split.tolist(), beside.tolist(), strict=True):

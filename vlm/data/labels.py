@@ -108,9 +108,9 @@ class Sidecars:
         return cls(shards, source.labels, folder=source.labels_from, per_sample=per_sample, key=key)
 
     @property
-    def num_classes(self) -> int | None:
-        """Classes that the labels may name, where the sidecars say it."""
-        return self._origin.num_classes
+    def origin(self) -> Origin:
+        """What all the sidecars agree in."""
+        return self._origin
 
     def read(self, shard: int) -> Labels:
         """The labels of a shard's samples.
@@ -192,8 +192,8 @@ class Sidecars:
         if origin != self._origin:
             raise self._error(
                 shard,
-                f"({_said(origin)}) and {self._paths[self._first]} ({_said(self._origin)}) have labels of "
-                "two makings, which mean different things; make all again",
+                f"({in_words(origin)}) and {self._paths[self._first]} ({in_words(self._origin)}) have "
+                "labels of two makings, which mean different things; make all again",
             )
 
     @property
@@ -204,5 +204,6 @@ class Sidecars:
         return DataError(f"{self._setting}: {self._paths[shard]} {what}")
 
 
-def _said(origin: Origin) -> str:
+def in_words(origin: Origin) -> str:
+    """In words."""
     return f"{origin.num_classes or 'unknown'} classes, made by {origin.made_by or 'unknown'}"

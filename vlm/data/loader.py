@@ -24,6 +24,7 @@ from vlm.data.samples import (
     sample_image,
 )
 from vlm.data.shards import ShardCursor, ShardSet
+from vlm.data.sidecar import Origin
 from vlm.data.stream import WindowedStream
 from vlm.data.tar import RawSample
 from vlm.data.transforms import Augment, Preprocess
@@ -81,9 +82,9 @@ class OrderedSource:
         return self.sidecars.width if self.sidecars else int(self.labels == CLS)
 
     @property
-    def num_classes(self) -> int | None:
-        """Classes that the labels may name, where sidecars say it."""
-        return self.sidecars.num_classes if self.sidecars else None
+    def labels_origin(self) -> Origin | None:
+        """What made the labels, where they are in sidecars."""
+        return self.sidecars.origin if self.sidecars else None
 
     @property
     def fingerprint(self) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from itertools import islice
 from typing import Any
 
 from vlm.data.cache import ShardCache
-from vlm.data.labels import CLS, Sidecars, check_labels
+from vlm.data.labels import CLS, Sidecars, check_labels, in_words
 from vlm.data.loader import OrderedSource, Tokenize, TrainBatches
 from vlm.data.order import Order
 from vlm.data.remote import Remote
@@ -226,7 +226,8 @@ class TrainSet:
     @property
     def num_classes(self) -> int | None:
         """Classes that the labels may name, where sidecars say it."""
-        return next((source.num_classes for source in self._sources if source.num_classes), None)
+        origin = self._sources[0].labels_origin
+        return origin.num_classes if origin else None
 
     @property
     def fingerprint(self) -> dict[str, dict[str, Any]]:
@@ -302,10 +303,13 @@ def _stored_captions(source: OrderedSource) -> Iterator[str]:
 
 def _check_classes(sources: Sequence[OrderedSource]) -> None:
     """A number names one class in a batch, whichever source its row is from."""
-    known = {source.key: source.num_classes for source in sources if source.num_classes}
+    known = {source.key: source.labels_origin for source in sources if source.labels}
     if len(set(known.values())) > 1:
-        said = ", ".join(f"{key}.labels have {count} classes" for key, count in known.items())
-        raise DataError(f"{said}; sources in one batch need labels of one making")
+        said = "; ".join(
+            f"{key}.labels: {'of the member cls' if origin is None else in_words(origin)}"
+            for key, origin in known.items()
+        )
+        raise DataError(f"sources in one batch need labels of one making, but {said}")
 
 
 def _check_samples(shards: ShardSet, fields: tuple[str, ...], *, labels: str | None, key: str) -> None:

@@ -20,7 +20,8 @@ def process_group() -> Iterator[Topology]:
         return
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
-    dist.init_process_group("nccl" if torch.cuda.is_available() else "gloo")
+    # By the device of a tensor: what runs on the CPU of a machine with GPUs needs gloo.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo")
     yield Topology.current()
     # Not after an error: it might wait for what never comes, and who tells of the error asks for the rank.
     dist.destroy_process_group()

@@ -3,6 +3,8 @@
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
+
 from vlm.distributed.topology import alone
 from vlm.errors import LostRankError
 
@@ -19,6 +21,8 @@ def naming_lost_ranks(then: str) -> Iterator[None]:
     """
     try:
         yield
+    except torch.OutOfMemoryError:
+        raise
     except RuntimeError as error:  # torch has no narrower class that all backends raise
         if alone():
             raise

@@ -3,7 +3,7 @@
 from vlm.evaluation.caption_choice import CaptionChoice
 from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, ClassesFromText
 from vlm.evaluation.clip_benchmark import clip_benchmark
-from vlm.evaluation.evaluator import Evaluator, Result, run_suite
+from vlm.evaluation.evaluator import Evaluator, Result, check_text, run_suite
 from vlm.evaluation.image_retrieval import ImageRetrieval
 from vlm.evaluation.linear_probe import LinearProbe
 from vlm.evaluation.nearest_neighbours import NearestNeighbours
@@ -24,6 +24,7 @@ __all__ = [
     "Result",
     "Retrieval",
     "ZeroShot",
+    "check_text",
     "clip_benchmark",
     "run_suite",
     "write_report",

@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float
 from torch import Tensor
@@ -37,6 +37,8 @@ class CaptionChoice:
         negatives: kind -> field with the wrong captions of that kind, a text or a list of any length; samples
             without one are left out of that kind.
     """
+
+    needs_text: ClassVar[bool] = True
 
     def __init__(self, shards: str | Sequence[str], caption: str, *, negatives: Mapping[str, str]) -> None:
         self.shards = shards

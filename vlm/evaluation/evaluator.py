@@ -2,10 +2,10 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from vlm.data import open_shards, read_records
-from vlm.errors import DataError
+from vlm.errors import ConfigError, DataError
 from vlm.inference import Embedder
 
 Patterns = str | Sequence[str]
@@ -37,6 +37,9 @@ class Evaluator(Protocol):
     It runs on every rank and returns the same on every rank.
     """
 
+    needs_text: ClassVar[bool]
+    """Whether it compares images with texts, which takes a model of both."""
+
     def __call__(self, embedder: Embedder) -> Result: ...
 
     def check(self) -> None:
@@ -46,6 +49,20 @@ class Evaluator(Protocol):
             VlmError: what a call would raise.
         """
         ...
+
+
+def check_text(evaluators: Mapping[str, Evaluator], *, has_text: bool) -> None:
+    """Check that a model without a text tower is not asked about texts.
+
+    Raises:
+        ConfigError: naming who asks.
+    """
+    asking = [name for name, evaluator in evaluators.items() if evaluator.needs_text]
+    if asking and not has_text:
+        raise ConfigError(
+            f"suite: {', '.join(asking)} compare images with texts, but the model has no text tower "
+            "(model.text=null); suite=vision does without"
+        )
 
 
 def run_suite(evaluators: Mapping[str, Evaluator], embedder: Embedder) -> dict[str, Result]:

@@ -3,7 +3,7 @@
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -74,6 +74,8 @@ class ImageRetrieval:
     Raises:
         ConfigError: `recall_at` is empty or holds a number below 1.
     """
+
+    needs_text: ClassVar[bool] = False
 
     def __init__(
         self, query: Patterns, gallery: Patterns | None, *, label: str, recall_at: Sequence[int]

@@ -5,7 +5,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -55,6 +55,8 @@ class LinearProbe:
     Raises:
         ConfigError: a value of `l2` or `validation_share` is out of range.
     """
+
+    needs_text: ClassVar[bool] = False
 
     def __init__(
         self,

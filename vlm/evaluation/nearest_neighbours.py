@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -55,6 +55,8 @@ class NearestNeighbours:
     Raises:
         ConfigError: `k` is below 1 or above the number of training pictures, or `temperature` is not above 0.
     """
+
+    needs_text: ClassVar[bool] = False
 
     def __init__(self, train: Patterns, test: Patterns, *, label: str, k: int, temperature: float) -> None:
         if k < 1:

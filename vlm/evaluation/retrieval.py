@@ -1,7 +1,7 @@
 """Retrieval between images and captions, both ways."""
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -29,6 +29,8 @@ class Retrieval:
         relevance: field by which a caption and an image belong together, such as `json.concept`; None where
             a caption belongs to its own image alone.
     """
+
+    needs_text: ClassVar[bool] = True
 
     def __init__(
         self, shards: str | Sequence[str], captions: str | Sequence[str], *, relevance: str | None

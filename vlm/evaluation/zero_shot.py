@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Int64
@@ -34,6 +34,8 @@ class ZeroShot:
     Raises:
         ConfigError: a template without `{c}`, or no template.
     """
+
+    needs_text: ClassVar[bool] = True
 
     def __init__(
         self,

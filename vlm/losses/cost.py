@@ -106,17 +106,22 @@ class LossCost:
         )
 
 
-def class_cost(*, num_classes: int, rate: float, pairs: int, dim: int, world_size: int) -> LossCost:
+def class_cost(
+    *, num_classes: int, rate: float, pairs: int, labels: int, dim: int, world_size: int
+) -> LossCost:
     """Of a softmax over class centres that are cut into the rows of ranks; see `class_logits`.
 
+    The classes of the samples are taken to be drawn at random; real ones repeat more, and are fewer.
+
     Args:
-        num_classes: C. rate: r, the share of the classes in a step. pairs: b, with one label each.
-        world_size: W; all its ranks have C / W rows, and the r of them that take part once more, with their
+        num_classes: C. rate: r, the share of the classes in a step. pairs: b. labels: l, of a sample.
+        world_size: W; all its ranks have C / W rows, and those of them that take part once more, with their
             gradient.
     """
     rows, samples = -(-num_classes // world_size), pairs * world_size
-    sampled = math.ceil(rate * rows)
-    numbers = 2 + 3 * 2  # its label, in 8 bytes; cosines, maxima and sums, each all-reduced
+    own = -math.expm1(-labels * samples / num_classes)  # share of the classes that some sample has
+    sampled = math.ceil(max(rate, own) * rows)
+    numbers = 2 * labels + 2 * (labels + 2)  # labels, in 8 bytes; cosines, maxima and sums, all-reduced
     return LossCost(
         implementation="tiled",
         logits_bytes=4 * FLOAT * min(GPU_TILE, samples) * min(GPU_TILE, sampled),

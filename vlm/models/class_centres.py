@@ -82,7 +82,7 @@ class ClassCentres:
             raise ConfigError(
                 f"a sample has label {int(positive[-1])}, and objective.num_classes={self.num_classes}: "
                 "labels have to be below it"
-            )
+            ).on_all_ranks()
         if rate >= 1:
             return torch.arange(self.rows.start, self.rows.stop, device=device)
         scores = torch.rand(self.num_classes, device=device)

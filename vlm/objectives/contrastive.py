@@ -62,7 +62,7 @@ class ContrastiveObjective(Objective):
         self.group = split_ranks(self.group_size, key="objective.group_size")
         self.num_groups = topology.world_size // self.group.size
 
-    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int) -> LossCost:
+    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1) -> LossCost:
         members = node_size if self.group_size == "node" else self.group_size
         members = world_size if members is None else members
         check_group_size(members, world_size, key="objective.group_size")

@@ -1,5 +1,6 @@
 """Glint-MVT's first stage: an image tower learns to tell very many classes apart, found by clustering."""
 
+import logging
 import math
 from typing import ClassVar, Literal
 
@@ -11,6 +12,8 @@ from vlm.losses import LossCost, Margin, class_cost, class_logits, margin_softma
 from vlm.models import ClassCentres
 from vlm.objectives.objective import Encoded, Objective
 from vlm.types import Batch, ContrastiveModel, StepOutput
+
+log = logging.getLogger(__name__)
 
 _LOSSES = {"softmax": margin_softmax, "mlcd": mlcd}
 
@@ -25,7 +28,8 @@ class MarginSoftmaxObjective(Objective):
         scale: multiplier on the cosine.
         m1, m2, m3: the margin, cos(m1·θ + m2) - m3: of SphereFace, ArcFace and CosFace.
         margin_gradient: `straight_through`, as published results were trained, or `exact`.
-        sample_rate: share of the classes that take part in a step, besides those of its images.
+        sample_rate: share of the classes that take part in a step: those of its images, and others drawn at
+            random up to the share. Where its images alone have more, these.
         filter_above: classes whose cosine with an image is above it do not count for it; null: all do.
         num_dims: how many of the dimensions, drawn anew for each step, count; null: all.
         seed: of the first centres.
@@ -79,11 +83,20 @@ class MarginSoftmaxObjective(Objective):
             num_classes=self.num_classes, dim=self.embed_dim, seed=self.seed, topology=topology
         )
 
-    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int) -> LossCost:
+    def check_classes(self, num_classes: int | None) -> None:
+        if num_classes is None or num_classes == self.num_classes:
+            return
+        said = f"objective.num_classes={self.num_classes}, but data.train.labels name {num_classes} classes"
+        if num_classes > self.num_classes:
+            raise ConfigError(f"{said}; set it to {num_classes}")
+        log.warning("%s: the centres of the others are only ever others", said)
+
+    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1) -> LossCost:
         return class_cost(
             num_classes=self.num_classes,
             rate=self.sample_rate,
             pairs=pairs,
+            labels=labels,
             dim=dim,
             world_size=world_size,
         )

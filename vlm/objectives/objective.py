@@ -37,11 +37,20 @@ class Objective(nn.Module):
         """What guessing gives for loss terms, by name; a run that stays there is told so."""
         return {}
 
-    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int) -> LossCost | None:
+    def check_classes(self, num_classes: int | None) -> None:
+        """Compare with the number of classes that the labels may name; None where they do not say it.
+
+        Raises:
+            ConfigError: the objective is about fewer.
+        """
+
+    def cost(
+        self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1
+    ) -> LossCost | None:
         """What the loss takes on a rank with so many pairs, before there are process groups.
 
         Args:
-            dim: of the vectors. node_size: ranks on a machine.
+            dim: of the vectors. node_size: ranks on a machine. labels: of a sample.
 
         Raises:
             ConfigError: so many ranks cannot be grouped as asked for.

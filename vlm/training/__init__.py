@@ -3,7 +3,8 @@
 from vlm.training.loggers import CsvLogger, TensorBoardLogger
 from vlm.training.optimizer import AdamW
 from vlm.training.plan import plan
-from vlm.training.run import CheckpointEvery, EvaluateEvery, Run, Trainer, train
+from vlm.training.recipe import CheckpointEvery, EvaluateEvery, Run, Trainer
+from vlm.training.run import train
 from vlm.training.schedule import CosineSchedule
 
 __all__ = [

@@ -20,7 +20,7 @@ from vlm.files import writing
 from vlm.inference import Embedder, Loaded
 from vlm.models import ClassCentres
 from vlm.training.broken import BrokenSamples
-from vlm.training.centres import save_centres
+from vlm.training.centres import save_centres, wait_until_whole
 from vlm.training.checkpoint import CheckpointFolder, parts_of, save
 from vlm.training.checks import Finite, Watch
 from vlm.training.control import Control, stopped
@@ -347,6 +347,7 @@ class Checkpoint(Pausing):
         group = self.control.group
         group.first_rank_does(lambda: shutil.rmtree(folder, ignore_errors=True))  # of ranks that were killed
         group.each_rank_does(lambda: save_centres(folder, centres))
+        group.first_rank_does(lambda: wait_until_whole(folder, centres.num_classes))
         return folder
 
 

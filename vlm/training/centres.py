@@ -1,6 +1,7 @@
 """Class centres in a checkpoint: a file for the rows of each rank, read by any number of ranks."""
 
 import re
+import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,8 @@ from safetensors.torch import save_file
 from vlm.errors import CheckpointError
 from vlm.models import ClassCentres
 
+# A network disk shows a listing for so long at most before it asks again.
+_PATIENCE_S = 90.0
 _NAME = re.compile(r"centres_(\d+)_(\d+)\.safetensors")
 
 
@@ -29,6 +32,33 @@ def save_centres(folder: Path, centres: ClassCentres) -> None:
             f"{folder / name} cannot be written: {error}; earlier checkpoints are whole: make room, then go "
             "on with run.resume=true"
         ) from error
+
+
+def wait_until_whole(folder: Path, num_classes: int) -> None:
+    """Wait until the files that all ranks have written can be seen from here.
+
+    Raises:
+        CheckpointError: rows are in no file, and a network disk would have shown it by now.
+    """
+    until = time.monotonic() + _PATIENCE_S
+    while missing := _first_gap(folder, num_classes):
+        if time.monotonic() > until:
+            raise CheckpointError(
+                f"the class centres {missing.start:,} to {missing.stop - 1:,} that another rank wrote into "
+                f"{folder} cannot be seen by the first; earlier checkpoints are whole: put paths.runs on a "
+                "disk that all nodes share"
+            )
+        time.sleep(0.5)
+
+
+def _first_gap(folder: Path, num_classes: int) -> range:
+    names = (_NAME.fullmatch(path.name) for path in folder.iterdir())
+    end = 0
+    for start, stop in sorted((int(name[1]), int(name[2])) for name in names if name):
+        if start > end:
+            return range(end, start)
+        end = max(end, stop)
+    return range(end, num_classes)
 
 
 def load_centres(checkpoint: Path, centres: ClassCentres) -> None:

@@ -4,8 +4,9 @@ from collections.abc import Mapping
 
 from vlm.data.tokenizers import BpeTokenizerRecipe
 from vlm.models import ModelSpec, TowerCost, tower_costs
+from vlm.training.agreement import check_held
 from vlm.training.init_from import InitFrom
-from vlm.training.run import Run, Trainer, check_held
+from vlm.training.recipe import Run, Trainer
 
 FLOAT, HALF = 4, 2
 MIB, GIGA = 2**20, 10**9
@@ -38,7 +39,13 @@ def plan(run: Run) -> str:
     spec, length = planned_spec(run), run.tokenizer.context_length if run.tokenizer else 0
     checkpointing = run.trainer.activation_checkpointing
     towers = tower_costs(spec, text_length=length, activation_checkpointing=checkpointing)
-    loss = run.objective.cost(pairs=pairs, dim=spec.embed_dim, world_size=world_size, node_size=node_size)
+    loss = run.objective.cost(
+        pairs=pairs,
+        dim=spec.embed_dim,
+        world_size=world_size,
+        node_size=node_size,
+        labels=run.data.train.labels_per_sample or 1,
+    )
     parameters = sum(tower.parameters for tower in towers.values())
     memory = _memory(run, parameters, world_size) | {"activations": _activations(run, towers, rows)}
     received = _parameter_traffic(run.trainer, parameters, world_size, parts=-(-pairs // rows))

@@ -3,288 +3,53 @@
 import dataclasses
 import json
 import logging
-import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol, runtime_checkable
 
 import lightning as L
-import torch
 from filelock import FileLock, Timeout
-from lightning.pytorch.loggers import Logger, WandbLogger
-from torch import nn
+from lightning.pytorch.loggers import WandbLogger
 
-from vlm.data import TrainData, TrainSet
-from vlm.data.tokenizers import Tokenizer, TokenizerRecipe
+from vlm.data import TrainSet
+from vlm.data.tokenizers import Tokenizer
 from vlm.distributed import ControlGroup, Topology
-from vlm.errors import CheckpointError, ConfigError
-from vlm.evaluation import Evaluator
+from vlm.errors import ConfigError
+from vlm.evaluation import check_text
 from vlm.files import remove_drafts, replacing, writing
 from vlm.inference import (
-    CONFIG,
     TOKENIZER,
     Loaded,
     check_buildable,
-    read_config,
     read_description,
     read_tokenizer,
 )
 from vlm.models import ModelSpec, described, try_pretrained
-from vlm.objectives import Objective
+from vlm.training.agreement import (
+    check_batch_norm,
+    check_best,
+    check_freeze,
+    check_frozen_weights,
+    check_held,
+    check_sizes,
+)
 from vlm.training.broken import BrokenSamples
 from vlm.training.callbacks import GO_ON, Checkpoint, Evaluate, StepLog, TimedLoader
+from vlm.training.changes import check_unchanged, resolved
 from vlm.training.checkpoint import EVALUATION, last_whole, load_step
 from vlm.training.checks import Watch, keep_for_a_look, warn_of_truncation
 from vlm.training.control import Control
-from vlm.training.engines import AVERAGE, Engine, Strategy, build_engine, check_holds
+from vlm.training.engines import Engine
 from vlm.training.init_from import InitFrom
-from vlm.training.launch import check_ranks, srun_environment, start_ranks
+from vlm.training.launch import start_ranks
 from vlm.training.module import TrainingModule
-from vlm.training.optimizer import AdamW
-from vlm.training.schedule import CosineSchedule
-from vlm.training.tower_options import Compile, TowerOptions
+from vlm.training.recipe import Run
 from vlm.training.watchdog import Watchdog
 
 log = logging.getLogger(__name__)
 
 # The workers of a run that was killed end within moments, and hold the lock until then.
 _LOCK_SECONDS = 20
-
-MAY_CHANGE = (
-    "plan",
-    "run.name",
-    "run.resume",
-    "run.accept_changes",
-    "resolved",
-    "init_from",
-    "resize_positions",
-    "paths",
-    "make_data",
-    "objective.implementation",
-    "data.num_workers",
-    "data.max_broken_share",
-    "data.remote",
-    "data.cache",
-    "trainer.devices",
-    "trainer.num_nodes",
-    "trainer.accelerator",
-    "trainer.strategy",
-    "trainer.micro_batch_size",
-    "trainer.activation_checkpointing",
-    "trainer.compile",
-    "trainer.log_every_n_steps",
-    "trainer.hang_minutes",
-    "checkpoint",
-    "evaluation",
-    "suite",
-    "logger",
-)
-"""Keys, and all under them, that may differ at resume: they do not change what is computed."""
-
-FIXED = ("model", "tokenizer", "data.preprocess")
-"""Keys that may never differ at resume."""
-
-_MOST_STEPS = 10**12
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trainer:
-    """How long, on what, and how precisely to train.
-
-    Args:
-        devices: processes on each node, one a device; "auto" takes every GPU, or one process on a CPU.
-        strategy: what spreads the model over devices; ddp is left out with one device in all.
-        precision: Lightning's names: "32-true", "bf16-mixed".
-        gradient_clip: largest norm of the gradient of both towers; null leaves it as it is.
-        micro_batch_size: rows that the towers of a rank see at once; null: all. The loss stays that of the
-            whole batch, each row is encoded once more.
-        ema_decay: of an average of the weights over the steps, which checkpoints hold too; null: none.
-        activation_checkpointing: blocks of the towers keep their input alone for the backward, and run
-            forward again in it.
-        compile: what torch.compile makes programs of in training, blocks or whole towers; null: nothing.
-        hang_minutes: ends the run, with a report, if for so long no step and no batch of an evaluation is
-            finished; null: never. NCCL itself aborts waiting ranks after 10, with less to say.
-    """
-
-    max_steps: int
-    devices: int | Literal["auto"]
-    num_nodes: int
-    accelerator: str
-    strategy: Strategy
-    precision: Literal["32-true", "bf16-mixed"]
-    gradient_clip: float | None
-    micro_batch_size: int | None
-    ema_decay: float | None
-    activation_checkpointing: bool
-    compile: Compile | None
-    log_every_n_steps: int
-    hang_minutes: int | float | None
-
-    def __post_init__(self) -> None:
-        for name in ("max_steps", "num_nodes", "log_every_n_steps"):
-            if getattr(self, name) < 1:
-                raise ConfigError(f"trainer.{name}={getattr(self, name)} must be at least 1")
-        if self.devices != "auto" and self.devices < 1:
-            raise ConfigError(f"trainer.devices={self.devices} must be at least 1, or auto for every GPU")
-        if self.max_steps > _MOST_STEPS:
-            raise ConfigError(f"trainer.max_steps={self.max_steps} must be at most {_MOST_STEPS}")
-        if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ConfigError(f"trainer.micro_batch_size={self.micro_batch_size} must be at least 1, or null")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"trainer.ema_decay={self.ema_decay} must be in [0, 1), or null for no average")
-        if self.hang_minutes is not None and self.hang_minutes <= 0:
-            raise ConfigError(f"trainer.hang_minutes={self.hang_minutes} must be above 0, or null")
-        if self.compile is not None and self.strategy == "deepspeed_zero3":
-            raise ConfigError(
-                f"trainer.compile={self.compile} with trainer.strategy=deepspeed_zero3, which gathers "
-                "weights in every layer, so that little is left to compile; take trainer.strategy=fsdp2, or "
-                "trainer.compile=null"
-            )
-        if self.gradient_clip is not None and self.gradient_clip <= 0:
-            raise ConfigError(
-                f"trainer.gradient_clip={self.gradient_clip} must be positive, or null for none"
-            )
-
-    @property
-    def ranks_per_node(self) -> int:
-        """`devices`, counted where they are "auto"."""
-        if self.devices != "auto":
-            return self.devices
-        return max(1, torch.cuda.device_count() if self.accelerator != "cpu" else 0)
-
-    @property
-    def world_size(self) -> int:
-        """All ranks."""
-        return self.ranks_per_node * self.num_nodes
-
-    @property
-    def tower_options(self) -> TowerOptions:
-        """How the towers compute."""
-        return TowerOptions(activation_checkpointing=self.activation_checkpointing, compile=self.compile)
-
-    def engine(self) -> Engine:
-        """What `strategy` names."""
-        return build_engine(self.strategy, precision=self.precision, gradient_clip=self.gradient_clip)
-
-    def build(self, engine: Engine, **lightning: Any) -> L.Trainer:
-        """Lightning's trainer, with everything off that this project does itself."""
-        for name in ("lightning.pytorch", "lightning.fabric"):
-            logging.getLogger(name).setLevel(logging.WARNING)  # it would tell of TPUs
-        try:
-            trainer = L.Trainer(
-                devices=self.devices,
-                num_nodes=self.num_nodes,
-                accelerator=self.accelerator,
-                strategy=engine.strategy(one_device=self.world_size == 1),
-                precision=engine.lightning_precision,
-                plugins=srun_environment(),
-                max_epochs=1,
-                enable_checkpointing=False,
-                enable_progress_bar=False,
-                enable_model_summary=False,
-                num_sanity_val_steps=0,
-                log_every_n_steps=1,  # StepLog logs; it would warn of a run of fewer steps
-                use_distributed_sampler=False,
-                **lightning,
-            )
-        except (
-            TypeError,
-            ValueError,
-            RuntimeError,
-            L.fabric.utilities.exceptions.MisconfigurationException,
-        ) as error:
-            raise ConfigError(f"trainer.devices/accelerator/strategy/precision: {error}") from error
-        check_ranks(os.environ, devices=trainer.num_devices, num_nodes=trainer.num_nodes)
-        engine.check(trainer)
-        return trainer
-
-
-@dataclass(frozen=True, kw_only=True)
-class CheckpointEvery:
-    """When to write checkpoints, and which stay; one is always written at the end and after a signal.
-
-    Args:
-        every_minutes: also whenever so much time has passed since the last; null: by steps alone.
-        keep_last: how many of the newest stay; null keeps all.
-        keep_best: a logged metric, such as eval/val/acc1, whose best checkpoint stays too.
-    """
-
-    every_n_steps: int
-    every_minutes: int | float | None
-    keep_last: int | None
-    keep_best: str | None
-
-    def __post_init__(self) -> None:
-        for name in ("every_n_steps", "keep_last"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ConfigError(f"checkpoint.{name}={value} must be at least 1")
-        if self.every_minutes is not None and self.every_minutes <= 0:
-            raise ConfigError(f"checkpoint.every_minutes={self.every_minutes} must be above 0, or null")
-
-
-@dataclass(frozen=True, kw_only=True)
-class EvaluateEvery:
-    """When and how to run the suite during training; it always runs at the end.
-
-    Args:
-        weights: those of the step, or "ema", their average so far.
-    """
-
-    every_n_steps: int
-    weights: Literal["model", "ema"]
-    batch_size: int
-    num_workers: int
-
-    def __post_init__(self) -> None:
-        if self.every_n_steps < 1 or self.batch_size < 1 or self.num_workers < 0:
-            raise ConfigError(
-                f"evaluation.every_n_steps={self.every_n_steps} and evaluation.batch_size={self.batch_size} "
-                f"must be at least 1, evaluation.num_workers={self.num_workers} at least 0"
-            )
-
-
-@runtime_checkable
-class DataMaker(Protocol):
-    """Something that writes shards where they are not there yet."""
-
-    def make(self) -> None: ...
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything a training run needs, built and checked.
-
-    Args:
-        accept_changes: keys of the configuration, and all under them, that may differ at resume.
-        init_from: run or checkpoint whose weights a new run starts with.
-        resize_positions: whether positional embeddings of these, or of pretrained weights, may be resized.
-        freeze: the tower, `image` or `text`, that keeps its weights, with its projection.
-        config: the resolved configuration, plain data, kept with every checkpoint.
-    """
-
-    folder: Path
-    resume: bool
-    accept_changes: Sequence[str]
-    seed: int
-    init_from: str | None
-    resize_positions: bool
-    freeze: str | None
-    make_data: DataMaker | None
-    data: TrainData
-    tokenizer: TokenizerRecipe | None
-    model: ModelSpec
-    objective: Objective
-    optimizer: AdamW
-    schedule: CosineSchedule
-    trainer: Trainer
-    checkpoint: CheckpointEvery
-    evaluation: EvaluateEvery
-    evaluators: Mapping[str, Evaluator]
-    loggers: tuple[Logger, ...]
-    config: Mapping[str, Any]
 
 
 def train(run: Run) -> Path:
@@ -297,14 +62,14 @@ def train(run: Run) -> Path:
         VlmError: for whatever the user can change; before the first step where it can be known then.
     """
     run.schedule.check(run.trainer.max_steps)
-    _check_best(run)
+    check_best(run)
     check_held(run)
     engine = run.trainer.engine()
     trainer = run.trainer.build(engine, logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
     run.data.check_tokenizer(run.tokenizer)
-    _check_sizes(run)
-    _check_freeze(run)
+    check_sizes(run)
+    check_freeze(run)
     start_ranks(trainer)
     control = ControlGroup()
     device = trainer.strategy.root_device
@@ -469,7 +234,7 @@ def _checkpoint(
         max_steps=run.trainer.max_steps,
         keep_last=run.checkpoint.keep_last,
         keep_best=run.checkpoint.keep_best,
-        config=_resolved(run),
+        config=resolved(run),
         data=data.fingerprint,
     )
 
@@ -512,19 +277,22 @@ def _prepare(run: Run) -> Path | None:
     data = run.data.open()
     init = _initial_weights(run, start)
     if start is not None:
-        _check_unchanged(run, start, data)
+        check_unchanged(run, start, data)
         tokenizer = read_tokenizer(start) if run.tokenizer else None
         check_buildable(start)
     else:
         tokenizer = _new_tokenizer(run, data, init)
+    run.objective.check_classes(data.num_classes)
+    check_text(run.evaluators, has_text=run.model.text is not None)
     for evaluator in run.evaluators.values():
         evaluator.check()
     spec = _spec(run, tokenizer, start, init)
     model = described(spec)
     run.optimizer.lr_scales(model)
-    _check_batch_norm(run, model)
+    check_batch_norm(run, model)
     run.trainer.tower_options.check(model)
     if start is None:
+        check_frozen_weights(run)
         try_pretrained(spec, resize_positions=run.resize_positions)
     if init is not None:
         init.check(spec, run.data.preprocess)
@@ -537,7 +305,7 @@ def _prepare(run: Run) -> Path | None:
                 tokenizer.save(draft)
         if start is None or load_step(start) < run.trainer.max_steps:  # else it would not be what was run
             with replacing(run.folder / "config.json") as draft:
-                draft.write_text(json.dumps(_resolved(run), indent=2, ensure_ascii=False))
+                draft.write_text(json.dumps(resolved(run), indent=2, ensure_ascii=False))
     return start
 
 
@@ -603,134 +371,3 @@ def _spec(run: Run, tokenizer: Tokenizer | None, start: Path | None, init: InitF
     if before is not None and spec.text.vocab_size is None:
         spec = dataclasses.replace(spec, text=dataclasses.replace(spec.text, vocab_size=before.vocab_size))
     return spec.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
-
-
-def _check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
-    """Refuse to resume with another model, objective, schedule, order of samples or data set.
-
-    What run.accept_changes names may change, except what the weights themselves depend on.
-    """
-    try:
-        old, new = _fixed(read_config(start)), _fixed(_resolved(run))
-    except (KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(f"{start}/{CONFIG} is not the configuration of a run: {error!r}") from error
-    changes = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
-    stored = read_description(start).data or {}
-    changes |= {f"{key}.shards": pair for key, pair in data.beside(stored).items()}
-    changes = {key: (before, now) for key, (before, now) in sorted(changes.items()) if before != now}
-    refused = {key: change for key, change in changes.items() if not _under(key, run.accept_changes)}
-    listing = "; ".join(f"{key}: was {before!r}, is {now!r}" for key, (before, now) in changes.items())
-    if any(_under(key, FIXED) for key in changes):
-        raise ConfigError(
-            f"run.resume=true, but the configuration has changed, and the weights depend on it: {listing}"
-        )
-    if refused:
-        keys = ",".join(refused)
-        raise ConfigError(
-            f"run.resume=true, but the configuration has changed: {listing}. Change it back, or confirm by "
-            f"run.accept_changes=[{keys}]"
-        )
-    if changes:
-        log.warning("going on with changes: %s", listing)
-
-
-def _resolved(run: Run) -> dict[str, Any]:
-    """The configuration, and what follows from it and the ranks that there are."""
-    return {**run.config, "resolved": {"num_groups": run.objective.num_groups}}
-
-
-def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
-    """What may not change at resume, by key; data may move to another folder.
-
-    Ranks may be more or fewer, so that for the objective it is not how many are in a group that counts.
-    """
-    data = config["paths"]["data"].rstrip("/") + "/"
-
-    def relative(value: Any) -> Any:
-        if isinstance(value, list):
-            return [relative(item) for item in value]
-        return value.removeprefix(data) if isinstance(value, str) else value
-
-    fixed = {key: relative(value) for key, value in _flat(config).items() if not _under(key, MAY_CHANGE)}
-    if "objective.group_size" in fixed:
-        groups = config.get("resolved", {}).get("num_groups", 1)
-        fixed["objective.group_size"] = "one group of all pairs"
-        if groups > 1:
-            pairs = fixed["data.global_batch_size"] // groups
-            fixed["objective.group_size"] = f"{groups} groups of {pairs} pairs"
-    return fixed
-
-
-def _under(key: str, names: Iterable[str]) -> bool:
-    return any(key == name or key.startswith(f"{name}.") for name in names)
-
-
-def _flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    out: dict[str, Any] = {}
-    for key, value in config.items():
-        if isinstance(value, Mapping) and value:
-            out |= _flat(value, f"{prefix}{key}.")
-        else:
-            out[f"{prefix}{key}"] = value
-    return out
-
-
-def _check_batch_norm(run: Run, model: nn.Module) -> None:
-    """Refuse micro-batches where a tower takes statistics over the rows that it sees at once."""
-    size = run.trainer.micro_batch_size
-    if size is None or size >= run.data.global_batch_size // Topology.current().world_size:
-        return
-    for name, module in model.named_modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            raise ConfigError(
-                f"trainer.micro_batch_size={size} with batch normalisation in {name}: its statistics would "
-                "be those of micro-batches; set it to null, or take another norm, as by "
-                "model.image.options.norm_layer=groupnorm1"
-            )
-
-
-def _check_best(run: Run) -> None:
-    """The metric that picks the best checkpoint must come from an evaluation of this run."""
-    best = run.checkpoint.keep_best
-    if best is None or best.startswith(tuple(f"eval/{name}/" for name in run.evaluators)):
-        return
-    names = ", ".join(f"eval/{name}/..." for name in run.evaluators) or "none, as there is no suite"
-    raise ConfigError(f"checkpoint.keep_best={best} is no metric of this run; there are {names}")
-
-
-def _check_freeze(run: Run) -> None:
-    towers = ["image", *(["text"] if run.model.text else [])]
-    if run.freeze is not None and run.freeze not in towers:
-        raise ConfigError(f"freeze={run.freeze!r} is no tower of this model; there is {' and '.join(towers)}")
-
-
-def check_held(run: Run) -> None:
-    """What the run keeps beside weights and optimizer must be something that its strategy can hold.
-
-    Raises:
-        ConfigError: naming what asks for it, and strategies that would do.
-    """
-    decay = run.trainer.ema_decay
-    if decay is not None:
-        check_holds(run.trainer.strategy, AVERAGE, setting=f"trainer.ema_decay={decay}")
-    elif run.evaluation.weights == "ema":
-        raise ConfigError(
-            "evaluation.weights=ema, but trainer.ema_decay=null: there is no average of weights; set it, say "
-            "to 0.9999, or evaluation.weights=model"
-        )
-
-
-def _check_sizes(run: Run) -> None:
-    """What the data give must fit what the towers take."""
-    if (run.tokenizer is None) != (run.model.text is None):
-        raise ConfigError("images alone need both tokenizer=none and model.text=null, and texts neither")
-    if run.tokenizer and run.model.text and run.tokenizer.context_length > run.model.text.context_length:
-        raise ConfigError(
-            f"tokenizer.context_length={run.tokenizer.context_length} exceeds "
-            f"model.text.context_length={run.model.text.context_length}"
-        )
-    if run.data.preprocess.image_size != run.model.image.image_size:
-        raise ConfigError(
-            f"data.preprocess.image_size={run.data.preprocess.image_size} is not "
-            f"model.image.image_size={run.model.image.image_size}; set the latter alone"
-        )

@@ -1,0 +1,83 @@
+"""Whether the parts of a run fit each other."""
+
+from torch import nn
+
+from vlm.distributed import Topology
+from vlm.errors import ConfigError
+from vlm.training.engines import AVERAGE, check_holds
+from vlm.training.recipe import Run
+
+
+def check_batch_norm(run: Run, model: nn.Module) -> None:
+    """Refuse micro-batches where a tower takes statistics over the rows that it sees at once."""
+    size = run.trainer.micro_batch_size
+    if size is None or size >= run.data.global_batch_size // Topology.current().world_size:
+        return
+    for name, module in model.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            raise ConfigError(
+                f"trainer.micro_batch_size={size} with batch normalisation in {name}: its statistics would "
+                "be those of micro-batches; set it to null, or take another norm, as by "
+                "model.image.options.norm_layer=groupnorm1"
+            )
+
+
+def check_best(run: Run) -> None:
+    """The metric that picks the best checkpoint must come from an evaluation of this run."""
+    best = run.checkpoint.keep_best
+    if best is None or best.startswith(tuple(f"eval/{name}/" for name in run.evaluators)):
+        return
+    names = ", ".join(f"eval/{name}/..." for name in run.evaluators) or "none, as there is no suite"
+    raise ConfigError(f"checkpoint.keep_best={best} is no metric of this run; there are {names}")
+
+
+def check_freeze(run: Run) -> None:
+    towers = ["image", *(["text"] if run.model.text else [])]
+    if run.freeze is not None and run.freeze not in towers:
+        raise ConfigError(f"freeze={run.freeze!r} is no tower of this model; there is {' and '.join(towers)}")
+    if [run.freeze] == towers:
+        raise ConfigError(f"freeze={run.freeze} leaves nothing to train, as model.text=null")
+
+
+def check_frozen_weights(run: Run) -> None:
+    """A tower that is to stay as it is has to come from somewhere, in a run that begins."""
+    if run.freeze is None or run.init_from is not None:
+        return
+    tower = run.model.image if run.freeze == "image" else run.model.text
+    if not getattr(tower, "pretrained", False):
+        raise ConfigError(
+            f"freeze={run.freeze} would keep random weights; name a run or a checkpoint by init_from, or set "
+            f"model.{run.freeze}.pretrained"
+        )
+
+
+def check_held(run: Run) -> None:
+    """What the run keeps beside weights and optimizer must be something that its strategy can hold.
+
+    Raises:
+        ConfigError: naming what asks for it, and strategies that would do.
+    """
+    decay = run.trainer.ema_decay
+    if decay is not None:
+        check_holds(run.trainer.strategy, AVERAGE, setting=f"trainer.ema_decay={decay}")
+    elif run.evaluation.weights == "ema":
+        raise ConfigError(
+            "evaluation.weights=ema, but trainer.ema_decay=null: there is no average of weights; set it, say "
+            "to 0.9999, or evaluation.weights=model"
+        )
+
+
+def check_sizes(run: Run) -> None:
+    """What the data give must fit what the towers take."""
+    if (run.tokenizer is None) != (run.model.text is None):
+        raise ConfigError("images alone need both tokenizer=none and model.text=null, and texts neither")
+    if run.tokenizer and run.model.text and run.tokenizer.context_length > run.model.text.context_length:
+        raise ConfigError(
+            f"tokenizer.context_length={run.tokenizer.context_length} exceeds "
+            f"model.text.context_length={run.model.text.context_length}"
+        )
+    if run.data.preprocess.image_size != run.model.image.image_size:
+        raise ConfigError(
+            f"data.preprocess.image_size={run.data.preprocess.image_size} is not "
+            f"model.image.image_size={run.model.image.image_size}; set the latter alone"
+        )
