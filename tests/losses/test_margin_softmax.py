@@ -15,7 +15,7 @@ from vlm.distributed import Topology, collectives, gather_rows
 from vlm.losses import Margin, class_logits, margin_softmax, mlcd
 from vlm.models.class_centres import rows_of_rank
 
-CLASSES, SAMPLES, DIM, LABELS = 11, 8, 6, 3
+CLASSES, SAMPLES, DIM, LABELS = 11, 12, 6, 3
 LOSSES = {"softmax": margin_softmax, "mlcd": mlcd}
 ARCFACE = Margin(m1=1.0, m2=0.5, m3=0.0, gradient="exact")
 COMBINED = Margin(m1=1.2, m2=0.2, m3=0.15, gradient="exact")
@@ -145,7 +145,7 @@ def all_cases() -> list[dict[str, Tensor]]:
     return [one_rank(case) for case in CASES]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
 def test_parts_of_ranks_equal_one_process(world_size: int, tmp_path: Path) -> None:
     for results in run_gloo(all_cases, world_size, tmp_path):
         for change, case, found in zip(CHANGES, CASES, results, strict=True):

@@ -13,12 +13,13 @@ from torch import Tensor
 
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
-from vlm.models import ModelSpec, build_model
+from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import MarginSoftmaxObjective
 from vlm.training.accumulation import loss_and_gradients
+from vlm.training.centres import load_centres, save_centres
 from vlm.types import Batch
 
-ROWS, CLASSES = 8, 11
+ROWS, CLASSES = 12, 11
 DEFAULTS: dict[str, Any] = {
     "num_classes": CLASSES,
     "embed_dim": 8,
@@ -40,6 +41,8 @@ CHANGES: list[dict[str, Any]] = [
     {"filter_above": 0.5, "scale": 4.0},
 ]
 
+SAMPLED = {"sample_rate": 0.5, "num_dims": 5}
+
 
 def batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
@@ -49,17 +52,25 @@ def batch() -> dict[str, Tensor]:
     return {"image": image, "label": label}
 
 
-def one_rank(change: dict[str, Any], micro_batch_size: int | None) -> dict[str, Tensor]:
-    """Loss, averaged gradients of the tower and, put together, what a step makes of the centres."""
-    topology = Topology.current()
+def prepared(change: dict[str, Any]) -> tuple[DualEncoder, MarginSoftmaxObjective]:
+    """In float64."""
     torch.manual_seed(0)
     model = build_model(ModelSpec.from_mapping(tiny_mapping() | {"text": None})).double()
     objective = MarginSoftmaxObjective(**DEFAULTS | change)
-    objective.setup(topology)
+    objective.setup(Topology.current())
     centres = objective.centres
     assert centres is not None
     for name in ("weight", "exp_avg", "exp_avg_sq"):
         setattr(centres, name, getattr(centres, name).double())
+    return model, objective
+
+
+def step(
+    model: DualEncoder, objective: MarginSoftmaxObjective, micro_batch_size: int | None
+) -> dict[str, Tensor]:
+    """Loss, averaged gradients of the tower and, put together, what a step makes of the centres."""
+    topology, centres = Topology.current(), objective.centres
+    assert centres is not None
     rows = {name: value.chunk(topology.world_size)[topology.rank] for name, value in batch().items()}
     output = loss_and_gradients(
         objective,
@@ -83,11 +94,42 @@ def one_rank(change: dict[str, Any], micro_batch_size: int | None) -> dict[str, 
     return {**found, "centres": after}
 
 
+def one_rank(change: dict[str, Any], micro_batch_size: int | None) -> dict[str, Tensor]:
+    return step(*prepared(change), micro_batch_size)
+
+
+def first_step_is_saved(folder: Path) -> None:
+    model, objective = prepared(SAMPLED)
+    step(model, objective, None)
+    assert objective.centres is not None
+    save_centres(folder, objective.centres)
+
+
+def second_step(folder: Path) -> dict[str, Tensor]:
+    model, objective = prepared(SAMPLED)
+    assert objective.centres is not None
+    load_centres(folder, objective.centres)
+    return step(model, objective, None)
+
+
+@pytest.mark.parametrize("now", [1, 3])
+def test_the_next_step_is_the_same_on_another_number_of_ranks(now: int, tmp_path: Path) -> None:
+    saved, alone = tmp_path / "saved", tmp_path / "alone"
+    run_gloo(first_step_is_saved, 4, tmp_path, saved)
+    first_step_is_saved(alone)
+    expected = second_step(alone)
+    for found in run_gloo(second_step, now, tmp_path, saved):
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, rtol=0, atol=1e-12)
+
+
 def all_cases(sizes: list[int | None]) -> list[dict[str, Tensor]]:
     return [one_rank(change, size) for change, size in itertools.product(CHANGES, sizes)]
 
 
-@pytest.mark.parametrize(("world_size", "sizes"), [(1, [4, 2]), (2, [None, 2, 1]), (4, [None, 1])])
+@pytest.mark.parametrize(
+    ("world_size", "sizes"), [(1, [4, 2]), (2, [None, 2]), (3, [None, 2]), (4, [None, 1])]
+)
 def test_ranks_and_micro_batches_equal_one_process(
     world_size: int, sizes: list[int | None], tmp_path: Path
 ) -> None:
