@@ -24,9 +24,9 @@ from vlm.inference.features import FeatureSet, Manifest, feature_file, shard_ent
 SHARD = 10_000
 
 
-def planted(samples: int, k: int, dim: int, *, noise: float) -> tuple[torch.Tensor, np.ndarray]:
+def planted(samples: int, k: int, dim: int, *, noise: float, seed: int) -> tuple[torch.Tensor, np.ndarray]:
     """Unit vectors, fp16, and the cluster of each."""
-    rng = np.random.default_rng(0)
+    rng = np.random.default_rng(seed)
     centres = rng.standard_normal((k, dim), dtype=np.float32)
     centres /= np.linalg.norm(centres, axis=1, keepdims=True)
     shares = rng.lognormal(sigma=0.5, size=k)
@@ -105,6 +105,7 @@ def main() -> None:
     parser.add_argument("--k", type=int, default=2_000)
     parser.add_argument("--dim", type=int, default=256)
     parser.add_argument("--noise", type=float, default=2.0)
+    parser.add_argument("--seed", type=int, default=0, help="of the planted clusters")
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--iterations", type=int, default=20)
     parser.add_argument("--threads", type=int, default=1)
@@ -116,7 +117,7 @@ def main() -> None:
         f"vlm {vlm.__version__}, torch {torch.__version__}, faiss {faiss.__version__}, {args.threads} threads"
     )
     print(args)
-    half, truth = planted(args.samples, args.k, args.dim, noise=args.noise)
+    half, truth = planted(args.samples, args.k, args.dim, noise=args.noise, seed=args.seed)
     x = half.float().numpy()
     with tempfile.TemporaryDirectory() as name:
         features = write_folder(Path(name), half)
