@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from vlm.distributed import Group, gather_rows, logsumexp_over_ranks, own_part, sum_parts
+from vlm.losses.product import without_autocast
 from vlm.losses.tiled import default_side, slices, softplus
 
 _BLOCK = 8_192
@@ -188,8 +189,9 @@ class _Cosines(torch.autograd.Function):
         rows, centres = torch.zeros_like(logits.rows), torch.zeros_like(logits.centres)
         for a, c, values in logits.tiles():
             weight = values.sub_(by_row[a, None]).exp_().mul_(grad[a, None]).mul_(logits.factor[c])
-            rows[a].addmm_(weight, logits.centres[c])
-            centres[c].addmm_(weight.T, logits.rows[a])
+            with without_autocast(weight):
+                rows[a].addmm_(weight, logits.centres[c])
+                centres[c].addmm_(weight.T, logits.rows[a])
         here = logits.at >= 0
         sample, own = here.nonzero()[:, 0], logits.at[here]
         weight = (cosine_grad[here] * inverse[own])[:, None]
@@ -222,7 +224,8 @@ class _Logits(NamedTuple):
         """Samples, classes and logits of each tile; -inf for those that do not count."""
         for a in slices(len(self.rows), self.side):
             for c in slices(len(self.centres), self.side):
-                logits = (self.rows[a] @ self.centres[c].T).mul_(self.factor[c])
+                with without_autocast(self.rows):
+                    logits = (self.rows[a] @ self.centres[c].T).mul_(self.factor[c])
                 if self.above < math.inf:
                     logits.masked_fill_(logits > self.above, -torch.inf)
                 at = self.at[a] - c.start

@@ -23,7 +23,7 @@ def product(
     Args:
         half: whether all numbers of rows and columns are numbers of bfloat16.
     """
-    with _without_autocast(rows):
+    with without_autocast(rows):
         if half and _multiplies_halves(rows):
             return _into_single(rows.bfloat16(), columns.bfloat16().T).mul_(scale)
         return (rows * scale) @ columns.T  # rows are fewer numbers than their products
@@ -50,7 +50,7 @@ class ProductGradients:
 
     def add(self, weight: Float[Tensor, "tr tc"], a: slice, c: slice) -> None:
         """The share of the tile of rows `a` and columns `c`, whose own gradient is `weight`."""
-        with _without_autocast(weight):
+        with without_autocast(weight):
             self._add(weight, a, c)
 
     def _add(self, weight: Tensor, a: slice, c: slice) -> None:
@@ -106,7 +106,7 @@ def differentiable_product(
     return result
 
 
-def _without_autocast(x: Tensor) -> torch.autocast:
+def without_autocast(x: Tensor) -> torch.autocast:
     """Products keep the precision they are written in, wherever a loss or its backward is called."""
     return torch.autocast(x.device.type, enabled=False)
 
