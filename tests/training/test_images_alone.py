@@ -5,6 +5,7 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from toy_run import composed, tiny_images, tiny_overrides
 
 import vlm
 from vlm.cli.train import run_from, train_from
+from vlm.data.sidecar import write_sidecar
 from vlm.errors import ConfigError
 from vlm.inference import read_weights
 from vlm.training import plan
@@ -104,6 +106,29 @@ def test_mistakes_are_named(toy: Path, overrides: list[str], message: str) -> No
 def test_random_weights_are_not_frozen(toy: Path) -> None:
     with pytest.raises(ConfigError, match=r"freeze=image would keep random weights; .* by init_from, or"):
         align(toy, "frozen", "freeze=image")
+
+
+def write_labels(toy: Path, *, shift: int) -> None:
+    for shard in (toy / "data/toy/train").glob("*.tar"):
+        with tarfile.open(shard) as tar:
+            rows = len({name.partition(".")[0] for name in tar.getnames()})
+        labels = (torch.arange(rows)[:, None] + shift) % 5
+        write_sidecar(shard.with_suffix(".five.parquet"), labels.numpy(), num_classes=5, made_by="test")
+
+
+def test_labels_are_compared_with_the_classes_and_with_those_before(toy: Path) -> None:
+    five = ["data.train.labels=five", "checkpoint.every_n_steps=1"]
+    write_labels(toy, shift=0)
+    with pytest.raises(ConfigError, match=r"objective\.num_classes=4, but .*labels name 5 classes"):
+        train(toy, "five", *five, "objective.num_classes=4")
+    train(toy, "five", *five, "objective.num_classes=5")
+    write_labels(toy, shift=1)
+    again = [*five, "run.resume=true", "objective.num_classes=5"]
+    with pytest.raises(ConfigError, match=r"data\.train\.labels: was 'five of sha256 \w{12}', is 'five of"):
+        train(toy, "five", *again)
+    train(toy, "five", *again, "run.accept_changes=[data.train.labels]")
+    with pytest.raises(ConfigError, match=r"the weights depend on it: .*objective\.num_classes: was 5, is 6"):
+        train(toy, "five", *five, "run.resume=true", "objective.num_classes=6")
 
 
 STEPS, HALF = 6, 3

@@ -62,7 +62,8 @@ def check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
         raise CheckpointError(f"{start}/{CONFIG} is not the configuration of a run: {error!r}") from error
     changes = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
     stored = read_description(start).data or {}
-    changes |= {f"{key}.shards": pair for key, pair in data.beside(stored).items()}
+    for key, (before, now) in data.beside(stored).items():
+        changes |= _of_shards(key, before, now) | _of_labels(key, before, now, known=changes)
     changes = {key: (before, now) for key, (before, now) in sorted(changes.items()) if before != now}
     refused = {key: change for key, change in changes.items() if not _under(key, run.accept_changes)}
     listing = "; ".join(f"{key}: was {before!r}, is {now!r}" for key, (before, now) in changes.items())
@@ -105,6 +106,30 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
             pairs = fixed["data.global_batch_size"] // groups
             fixed["objective.group_size"] = f"{groups} groups of {pairs} pairs"
     return fixed
+
+
+_LABELS = "labels_sha256"
+
+
+def _of_shards(key: str, before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
+    return {f"{key}.shards": (_without_labels(before), _without_labels(now))}
+
+
+def _without_labels(fingerprint: Any) -> Any:
+    if not isinstance(fingerprint, Mapping):
+        return fingerprint
+    return {name: value for name, value in fingerprint.items() if name != _LABELS}
+
+
+def _of_labels(
+    key: str, before: Any, now: Any, *, known: Mapping[str, tuple[Any, Any]]
+) -> dict[str, tuple[Any, Any]]:
+    """Labels that were made again under the same name; another name says it by itself."""
+    key = f"{key}.labels"
+    old, new = known.get(key, (None, None))
+    if old != new or not (isinstance(before, Mapping) and _LABELS in before and _LABELS in now):
+        return {}
+    return {key: tuple(f"{new} of sha256 {side[_LABELS][:12]}" for side in (before, now))}  # type: ignore[dict-item]
 
 
 def _under(key: str, names: Iterable[str]) -> bool:
