@@ -47,6 +47,8 @@ MAY_CHANGE = (
 )
 """Keys, and all under them, that may differ at resume: they do not change what is computed."""
 
+_LABELS = "labels_sha256"  # of a source's fingerprint
+
 FIXED = ("model", "tokenizer", "data.preprocess", "objective.num_classes")
 """Keys that may never differ at resume."""
 
@@ -63,7 +65,7 @@ def check_unchanged(run: Run, start: Path, data: TrainSet) -> None:
     changes = {key: (old.get(key), new.get(key)) for key in old.keys() | new.keys()}
     stored = read_description(start).data or {}
     for key, (before, now) in data.beside(stored).items():
-        changes |= _of_shards(key, before, now) | _of_labels(key, before, now, known=changes)
+        changes |= _of_source(key, before, now, known=changes)
     changes = {key: (before, now) for key, (before, now) in sorted(changes.items()) if before != now}
     refused = {key: change for key, change in changes.items() if not _under(key, run.accept_changes)}
     listing = "; ".join(f"{key}: was {before!r}, is {now!r}" for key, (before, now) in changes.items())
@@ -108,28 +110,19 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
     return fixed
 
 
-_LABELS = "labels_sha256"
-
-
-def _of_shards(key: str, before: Any, now: Any) -> dict[str, tuple[Any, Any]]:
-    return {f"{key}.shards": (_without_labels(before), _without_labels(now))}
-
-
-def _without_labels(fingerprint: Any) -> Any:
-    if not isinstance(fingerprint, Mapping):
-        return fingerprint
-    return {name: value for name, value in fingerprint.items() if name != _LABELS}
-
-
-def _of_labels(
-    key: str, before: Any, now: Any, *, known: Mapping[str, tuple[Any, Any]]
+def _of_source(
+    key: str, before: Any, now: dict[str, Any], *, known: Mapping[str, tuple[Any, Any]]
 ) -> dict[str, tuple[Any, Any]]:
-    """Labels that were made again under the same name; another name says it by itself."""
-    key = f"{key}.labels"
-    old, new = known.get(key, (None, None))
-    if old != new or not (isinstance(before, Mapping) and _LABELS in before and _LABELS in now):
-        return {}
-    return {key: tuple(f"{new} of sha256 {side[_LABELS][:12]}" for side in (before, now))}  # type: ignore[dict-item]
+    """What fingerprints say: other shards, and labels that were made again under the same name."""
+    if not isinstance(before, Mapping):
+        return {f"{key}.shards": (before, now)}
+    old, new = ({name: v for name, v in side.items() if name != _LABELS} for side in (before, now))
+    found: dict[str, tuple[Any, Any]] = {f"{key}.shards": (old, new)}
+    old_name, name = known.get(f"{key}.labels", (None, None))
+    if old_name == name and _LABELS in before:
+        old, new = (f"{name} of sha256 {str(side[_LABELS])[:12]}" for side in (before, now))
+        found[f"{key}.labels"] = (old, new)
+    return found
 
 
 def _under(key: str, names: Iterable[str]) -> bool:
