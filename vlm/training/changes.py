@@ -120,8 +120,8 @@ def _of_source(
     found: dict[str, tuple[Any, Any]] = {f"{key}.shards": (old, new)}
     old_name, name = known.get(f"{key}.labels", (None, None))
     if old_name == name and _LABELS in before:
-        old, new = (f"{name} of sha256 {str(side[_LABELS])[:12]}" for side in (before, now))
-        found[f"{key}.labels"] = (old, new)
+        was, is_ = (f"{name} of sha256 {str(side[_LABELS])[:12]}" for side in (before, now))
+        found[f"{key}.labels"] = (was, is_)
     return found
 
 
