@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 os.environ["DS_ACCELERATOR"] = "cpu"
-# Of this session of tests: a process that is killed while it compiles leaves a lock that others wait for.
+# Of this run of the tests: a process that is killed while it compiles leaves a lock that others wait for.
 os.environ.setdefault("TORCH_EXTENSIONS_DIR", f"{tempfile.gettempdir()}/torch_extensions_{os.getppid()}")
 
 import torch

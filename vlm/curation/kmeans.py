@@ -301,7 +301,7 @@ def _relocations(found: Sums, centroids: Float[Tensor, "k d"]) -> list[tuple[int
     worth = gain[split] > _SAFETY * cost[given]
     given, split = given[worth], split[worth]
     at = given.to(centroids.device)
-    blocks = (at[start : start + BLOCK] for start in range(0, max(1, len(at)), BLOCK))
+    blocks = torch.split(at, BLOCK)
     beside = torch.cat([nearest(centroids[block], centroids, count=2)[1][:, 1] for block in blocks])
     pairs: list[tuple[int, int]] = []
     used: set[int] = set()

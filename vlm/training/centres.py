@@ -52,12 +52,11 @@ def wait_until_whole(folder: Path, num_classes: int) -> None:
 
 
 def _first_gap(folder: Path, num_classes: int) -> range:
-    names = (_NAME.fullmatch(path.name) for path in folder.iterdir())
     end = 0
-    for start, stop in sorted((int(name[1]), int(name[2])) for name in names if name):
-        if start > end:
-            return range(end, start)
-        end = max(end, stop)
+    for _, rows in _files(folder):
+        if rows.start > end:
+            return range(end, rows.start)
+        end = max(end, rows.stop)
     return range(end, num_classes)
 
 
@@ -74,8 +73,13 @@ def load_centres(checkpoint: Path, centres: ClassCentres) -> None:
 
 
 def _pieces(checkpoint: Path) -> Iterator[tuple[range, Mapping[str, Any]]]:
-    for path in sorted(checkpoint.iterdir()):
+    for path, rows in _files(checkpoint):
+        with safe_open(path, framework="pt") as file:
+            yield rows, {name: file.get_slice(name) for name in ClassCentres.STATE}
+
+
+def _files(folder: Path) -> Iterator[tuple[Path, range]]:
+    """The files that are there, in the order of their rows, and these."""
+    for path in sorted(folder.iterdir()):
         if match := _NAME.fullmatch(path.name):
-            with safe_open(path, framework="pt") as file:
-                state = {name: file.get_slice(name) for name in ClassCentres.STATE}
-                yield range(int(match[1]), int(match[2])), state
+            yield path, range(int(match[1]), int(match[2]))
