@@ -21,7 +21,7 @@ from vlm.models import DualEncoder
 from vlm.training import callbacks, module, watchdog
 
 # Above what a step of a busy machine needs, several times.
-HANG_MINUTES = 0.1
+HANG_MINUTES = 0.2
 SLOW_HANG_MINUTES = 0.25
 SLOW_BATCH_S = 1.5
 SHARED = ["checkpoint.every_n_steps=100", "run.resume=true"]

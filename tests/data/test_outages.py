@@ -328,7 +328,7 @@ def test_a_command_that_stalls_is_ended(tmp_path):
     marker = f"sleep 9{random.Random().randrange(10**6):06d}"
     message = message_of(f"pipe:{marker}", Remote(timeout_s=0.2, retries_s=0.3))
     assert "no answer within 0.2 s" in message
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while is_running(marker):
         assert time.monotonic() < deadline
 

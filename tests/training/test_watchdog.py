@@ -47,7 +47,7 @@ def test_a_run_that_hangs_says_where_and_ends(toy: Path) -> None:
     assert codes == dict.fromkeys(PLACES, HangError.exit_code), said
     for case, place in PLACES.items():
         report = (
-            "HangError: this process: nothing was finished for 0.1 min (trainer.hang_minutes) since step "
+            "HangError: this process: nothing was finished for 0.2 min (trainer.hang_minutes) since step "
             f"{STEPS.get(case, 2)}. Waiting in {place}"
         )
         pattern = re.escape(report) + r"\d+, in \w+\.[\w<>.]+\)\. Exit code 124; go on with run\.resume=true$"
