@@ -1,7 +1,7 @@
 """Hard negatives beside a shard: `<stem>.<name>.parquet` has a row for each of its samples, in their order.
 
-Its column `key` is the sample's key, `negatives` a list of (caption, negative, rule): a caption of the sample,
-a text that resembles it and is wrong for the image, and what made one from the other. The list may be empty.
+Its column `key` is the key of the sample, `negatives` a list of (caption, negative, rule): a caption of the
+sample, a text that resembles it and is wrong for the image, and what made one of the other; it may be empty.
 The metadata has `maker` and `seed`, and `made_by`, which tells negatives of one making from others.
 """
 
