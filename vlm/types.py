@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, TypedDict, runtime_checkable
 
-from jaxtyping import Float, Int64, UInt8
+from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
 
 from vlm.broken import BrokenSample
@@ -26,6 +26,10 @@ class Batch(TypedDict, total=False):
     """Fingerprint of the caption: equal for equal captions, on every rank."""
     label: Int64[Tensor, "b m"]
     """Class or cluster numbers, the best first; -1 on the right where a sample has fewer, or none."""
+    negative_text: Int64[Tensor, "b k l"]
+    """Token ids of texts that resemble the caption and are wrong for the image."""
+    negative_mask: Bool[Tensor, "b k"]
+    """False where a caption has fewer than k of them."""
     broken: list[BrokenSample]
     """The samples whose places in these rows others took."""
 

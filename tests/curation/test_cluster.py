@@ -16,7 +16,7 @@ from tiny import write_tiny_shards
 from vlm.curation import Clusters, Settings, cluster, cluster_features
 from vlm.curation.checkpoint import read_state
 from vlm.curation.kmeans import Passes
-from vlm.data.sidecar import read_footer
+from vlm.data.labels import read_footer
 from vlm.distributed import Topology
 from vlm.errors import ConfigError, DataError, LostRankError, VlmError
 

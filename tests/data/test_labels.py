@@ -14,9 +14,8 @@ from small_shards import image_bytes, sample, tokenize, train_data, write_shards
 
 from vlm.broken import Cause
 from vlm.data import Source, TrainData
-from vlm.data.labels import Sidecars
+from vlm.data.labels import LabelSidecars, write_sidecar
 from vlm.data.loader import SourceReader
-from vlm.data.sidecar import write_sidecar
 from vlm.data.tools.bench import bench
 from vlm.errors import ConfigError, DataError
 
@@ -373,14 +372,14 @@ def test_nothing_lies_beside_a_command(tmp_path):
 
 def test_labels_are_held_while_their_shard_is_open(shards, monkeypatch):
     held = []
-    read = Sidecars.read
+    read = LabelSidecars.read
 
     def watched(sidecars, shard):
         labels = read(sidecars, shard)
         held.append(weakref.ref(labels))
         return labels
 
-    monkeypatch.setattr(Sidecars, "read", watched)
+    monkeypatch.setattr(LabelSidecars, "read", watched)
     data = labelled(shards, changes={"stream_groups": 1, "streams_per_group": 1})
     reader = SourceReader(data.open().sources[0], rank=0, world_size=1)
     for step in range(9):

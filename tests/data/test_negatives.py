@@ -5,8 +5,11 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_shards import tokenize, train_data, write_shards
 
+from vlm.data import Source
 from vlm.data.negatives import Negative, Origin, parse_negatives, write_negatives
+from vlm.errors import ConfigError, DataError
 
 ROWS = [
     [Negative("a red dog", "a blue dog", "replace_adjective"), Negative("一只狗", "一只猫", "replace_noun")],
@@ -19,8 +22,9 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     path = tmp_path / "00000.negatives.parquet"
     write_negatives(path, ["a", "b", "c"], ROWS, maker="rules", seed=3, made_by="v1")
     found = parse_negatives(path.read_bytes())
-    assert found.keys == ["a", "b", "c"]
-    assert [list(row) for row in found.rows] == ROWS
+    assert [found[row] for row in range(len(found))] == [
+        (key, tuple(row)) for key, row in zip("abc", ROWS, strict=True)
+    ]
     assert found.origin == Origin("rules", "3", "v1")
     write_negatives(path, ["a", "b", "c"], [ROWS[0], ROWS[2], []], maker="rules", seed=3, made_by="v1")
     assert parse_negatives(path.read_bytes()).digest != found.digest
@@ -30,8 +34,11 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     ("columns", "message"),
     [
         ({"key": ["a"]}, "has no column negatives; it has key"),
-        ({"key": ["a"], "negatives": [["a blue dog"]]}, "not caption, negative, rule"),
-        ({"key": ["a"], "negatives": [[{"caption": "x", "negative": None, "rule": "y"}]]}, "not caption"),
+        ({"key": ["a"], "negatives": [["a blue dog"]]}, "cannot be read"),
+        (
+            {"key": ["a"], "negatives": [[{"caption": "x", "negative": None, "rule": "y"}]]},
+            "has nothing at some place",
+        ),
     ],
 )
 def test_another_file_is_refused(tmp_path: Path, columns: dict, message: str) -> None:
@@ -43,3 +50,131 @@ def test_another_file_is_refused(tmp_path: Path, columns: dict, message: str) ->
 def test_no_parquet_is_refused() -> None:
     with pytest.raises(ValueError, match="cannot be read"):
         parse_negatives(b"nothing")
+
+
+SIZES = [13, 0, 30]
+FIELDS = ["txt", "json.caption_en"]
+RULES = ("shuffle", "swap", "replace")
+
+
+def negatives_of(number: int) -> list[Negative]:
+    """Of each sample's two captions: three, two, one or none."""
+    captions = (f"caption {number}", f"number {number}")
+    return [Negative(text, f"no {text} {rule}", rule) for text in captions for rule in RULES[: number % 4]]
+
+
+def write_beside(folder: Path, *, name="negatives", seed=0, first=0) -> None:
+    number = first
+    folder.mkdir(exist_ok=True, parents=True)
+    for shard, size in enumerate(SIZES):
+        numbers = range(number, number + size)
+        write_negatives(
+            folder / f"{shard:05d}.{name}.parquet",
+            [f"{n - first:06d}" for n in numbers],
+            [negatives_of(n) for n in numbers],
+            maker="rules",
+            seed=seed,
+            made_by=f"rules of seed {seed}",
+        )
+        number += size
+
+
+def batches(tmp_path: Path, *, steps=10, count=2, **changes):
+    source = Source(
+        shards=f"{tmp_path}/{{00000..00002}}.tar",
+        captions=FIELDS,
+        negatives="negatives",
+        negatives_per_sample=count,
+    )
+    data = train_data(source.shards, train=source, **changes)
+    yield from data.open().loader(tokenize, start_step=0, stop_step=steps, rank=0, world_size=1)
+
+
+def text_of(row) -> str:
+    return bytes(row[row > 0].tolist()).decode()
+
+
+def test_each_caption_has_its_own_negatives(tmp_path: Path) -> None:
+    write_shards(tmp_path, SIZES)
+    write_beside(tmp_path)
+    drawn, captions = set(), set()
+    for batch in batches(tmp_path):
+        assert batch["negative_text"].shape == (8, 2, batch["text"].shape[1])
+        for row in range(8):
+            caption = text_of(batch["text"][row])
+            number = int(caption.split()[-1])
+            texts = [text_of(tokens) for tokens in batch["negative_text"][row]]
+            present = batch["negative_mask"][row].tolist()
+            assert present == [place < number % 4 for place in range(2)]
+            allowed = [n.negative for n in negatives_of(number) if n.caption == caption]
+            found = [text for text, there in zip(texts, present, strict=True) if there]
+            assert found == [text for text in allowed if text in found]  # in their order, none twice
+            assert all(text == "" for text, there in zip(texts, present, strict=True) if not there)
+            drawn |= {text.split()[-1] for text in found}
+            captions.add(caption.split()[0])
+    assert drawn == set(RULES)
+    assert captions == {"caption", "number"}
+
+
+def test_pixels_and_captions_are_those_without_negatives(tmp_path: Path) -> None:
+    write_shards(tmp_path, SIZES)
+    write_beside(tmp_path)
+    plain = Source(shards=f"{tmp_path}/{{00000..00002}}.tar", captions=FIELDS)
+    without = train_data(plain.shards, train=plain).open()
+    for batch, other in zip(
+        batches(tmp_path, steps=3),
+        without.loader(tokenize, start_step=0, stop_step=3, rank=0, world_size=1),
+        strict=True,
+    ):
+        assert (batch["image"] == other["image"]).all()
+        assert [text_of(row) for row in batch["text"]] == [text_of(row) for row in other["text"]]
+        assert "negative_text" not in other
+
+
+def test_negatives_of_other_samples_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, SIZES, first=7)
+    write_beside(tmp_path)
+    with pytest.raises(DataError, match=r"data\.train\.negatives=negatives: beside .* lie those of '00"):
+        next(batches(tmp_path))
+
+
+def test_negatives_of_two_makings_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, SIZES)
+    write_beside(tmp_path)
+    kept = (tmp_path / "00002.negatives.parquet").read_bytes()
+    write_beside(tmp_path, seed=1)
+    (tmp_path / "00002.negatives.parquet").write_bytes(kept)
+    with pytest.raises(DataError, match=r"seed 0, .* and .*seed 1, .* have negatives of two makings"):
+        next(batches(tmp_path))
+
+
+def test_missing_negatives_are_named(tmp_path: Path) -> None:
+    write_shards(tmp_path, SIZES)
+    with pytest.raises(
+        DataError, match=r"00000\.negatives\.parquet does not exist and 1 more are missing; make"
+    ):
+        next(batches(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"negatives": "a/b"}, r"data.train.negatives='a/b' is not a name as in"),
+        ({"negatives_from": "x"}, r"data.train.negatives_from=x is for hard negatives, and data.train.negat"),
+        ({"negatives_per_sample": 0}, r"data.train.negatives_per_sample=0 must be at least 1"),
+        (
+            {"negatives": "n", "captions": None},
+            r"data.train.negatives=n are of captions, and data.tr",
+        ),
+    ],
+)
+def test_contradictions_are_refused(changes: dict, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        train_data("x.tar", train=Source(**{"shards": "x.tar", "captions": "txt", **changes}))
+
+
+def test_sources_have_negatives_or_none(tmp_path: Path) -> None:
+    first = Source(shards=write_shards(tmp_path, SIZES), captions="txt", negatives="negatives")
+    other = Source(shards=first.shards, captions="txt", share=0.5)
+    with pytest.raises(ConfigError, match=r"of data\.train\.negatives and data\.mix\.web\.neg.* one is null"):
+        train_data(first.shards, train=first, mix={"web": other})

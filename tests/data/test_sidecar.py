@@ -7,7 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm.data.sidecar import Origin, parse_sidecar, read_footer, sidecar_path, write_sidecar
+from vlm.data.labels import Origin, parse_sidecar, read_footer, write_sidecar
+from vlm.data.sidecar import sidecar_path
 from vlm.errors import OutputError
 
 LABELS = np.array([[4, 2, 0], [7, -1, -1], [-1, -1, -1], [1, 3, -1]])

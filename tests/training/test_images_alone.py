@@ -15,7 +15,7 @@ from toy_run import composed, tiny_images, tiny_overrides
 
 import vlm
 from vlm.cli.train import run_from, train_from
-from vlm.data.sidecar import write_sidecar
+from vlm.data.labels import write_sidecar
 from vlm.errors import ConfigError
 from vlm.inference import read_weights
 from vlm.training import plan

@@ -14,7 +14,8 @@ from torch import Tensor
 
 from vlm.curation.kmeans import BLOCK, blocks, nearest
 from vlm.data.index import is_writable, stored_sizes
-from vlm.data.sidecar import read_footer, sidecar_path, write_sidecar
+from vlm.data.labels import read_footer, write_sidecar
+from vlm.data.sidecar import sidecar_path
 from vlm.data.tar import is_local
 from vlm.errors import ConfigError, DataError
 from vlm.inference.features import FeatureSet, Manifest

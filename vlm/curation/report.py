@@ -18,9 +18,9 @@ from vlm import charts
 from vlm.curation.kmeans import Iteration, imbalance_of
 from vlm.data import Preprocess, ShardSet
 from vlm.data.images import UnreadableImageError
+from vlm.data.labels import parse_sidecar
 from vlm.data.samples import IMAGE_EXTENSIONS, BrokenSampleError, sample_image
 from vlm.data.shards import BrokenShardError, ShardCursor
-from vlm.data.sidecar import parse_sidecar
 from vlm.errors import DataError
 from vlm.files import replacing, writing
 from vlm.inference.features import FeatureSet

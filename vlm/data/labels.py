@@ -1,32 +1,75 @@
-"""The labels of a source's samples: their `cls` members, or sidecars that lie beside the shards."""
+"""The labels of a source's samples: their `cls` members, or sidecars that lie beside the shards.
 
-import re
+The column `label` of a sidecar is a list of class numbers, the best first; a column of single numbers is
+taken too. An empty list, null and a negative number say that there is none. The metadata may have
+`num_classes`, and `made_by`: what tells labels of one making from others.
+"""
+
+import hashlib
+import io
 from collections.abc import Mapping
-from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
+
+import numpy as np
+from jaxtyping import Integer
+from numpy import ndarray
 
 from vlm.broken import Cause
-from vlm.data.remote import PIPE, StoreError, contact, read_whole
 from vlm.data.samples import BrokenSampleError
 from vlm.data.shards import ShardSet
-from vlm.data.sidecar import Labels, Origin, parse_sidecar, read_footer, sidecar_path
-from vlm.data.sources import Source, missing_files
-from vlm.data.tar import is_local
-from vlm.errors import ConfigError, DataError
+from vlm.data.sidecar import Sidecars, check_name
+from vlm.data.sources import Source
+from vlm.errors import ConfigError
+from vlm.files import replacing, writing
 
 CLS = "cls"
 """The member that holds a class, and the value of `labels` that names it."""
 
-# What the name of a sidecar may be made of.
-_NAME = re.compile(r"[\w-]+")
-
+COLUMN = "label"
+_NUM_CLASSES = b"num_classes"
+_MADE_BY = b"made_by"
 _LARGEST = (1 << 63) - 1
 
-# Opening a file takes a network disk longer than listing it: the rows of so many sidecars are counted before
-# training, those of the others when they are read.
-_MOST_COUNTED = 1000
-_THREADS = 32
+
+class Origin(NamedTuple):
+    """What all sidecars of one making agree in; None where they do not say."""
+
+    num_classes: int | None
+    made_by: str | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """The labels of a shard's samples.
+
+    Args:
+        values: of all samples, one sample after another.
+        ends: where the values of each sample end.
+    """
+
+    values: Integer[ndarray, "n"]
+    ends: Integer[ndarray, "rows"]
+    origin: Origin
+
+    def __len__(self) -> int:
+        return len(self.ends)
+
+    def __getitem__(self, row: int) -> tuple[int, ...]:
+        start = self.ends[row - 1] if row else 0
+        return tuple(self.values[start : self.ends[row]].tolist())
+
+    @property
+    def width(self) -> int:
+        """Labels of the sample that has most."""
+        return int(np.diff(self.ends, prepend=0).max(initial=0))
+
+    @property
+    def digest(self) -> str:
+        """Of the labels, however a file stores them."""
+        parts = (self.ends.astype("<i8").tobytes(), self.values.astype("<i8").tobytes())
+        return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
 def class_of(record: Mapping[str, Any]) -> tuple[int, ...]:
@@ -47,11 +90,8 @@ def check_labels(source: Source, *, key: str) -> None:
     Raises:
         ConfigError: they contradict each other, or a number is out of range.
     """
-    if source.labels is not None and not _NAME.fullmatch(source.labels):
-        raise ConfigError(
-            f"{key}.labels={source.labels!r} is neither cls nor a name as in <stem>.<name>.parquet; "
-            f"a folder goes into {key}.labels_from"
-        )
+    if source.labels is not None:
+        check_name(source.labels, key=f"{key}.labels", instead=CLS)
     for name, without in (("labels_from", None), ("labels_per_sample", 1)):  # a cls is one label
         if source.labels in (None, CLS) and getattr(source, name) not in (None, without):
             raise ConfigError(
@@ -62,44 +102,27 @@ def check_labels(source: Source, *, key: str) -> None:
         raise ConfigError(f"{key}.labels_per_sample={source.labels_per_sample} must be at least 1, or null")
 
 
-class Sidecars:
-    """Labels that lie beside the shards of a source. The first are read at once, to know how many there are.
+class LabelSidecars(Sidecars[Labels]):
+    """Labels that lie beside the shards of a source.
 
     Args:
-        name: `clusters` for `<stem>.clusters.parquet`.
-        folder: where they lie instead, a path or a URL.
         per_sample: labels that are taken of each sample, the first; None: as many as the first shard's
             samples have at most, and more are an error.
-        key: of the source, as `data.train`, for messages.
 
-    Raises:
-        DataError: sidecars are missing or do not belong to the shards, as far as it is known without reading
-            them all.
+    The others are those of `Sidecars`.
     """
+
+    what = "labels"
+    instead = CLS
 
     def __init__(
         self, shards: ShardSet, name: str, *, folder: str | None, per_sample: int | None, key: str
     ) -> None:
-        self._shards = shards
-        self._paths = tuple(sidecar_path(url, name, folder=folder) for url in shards.urls)
         self._per_sample = per_sample
-        self._key = key
-        self._name = name
-        self._filled = [shard for shard, size in enumerate(shards.sizes) if size]
-        self._check_paths()
-        self._first = self._filled[0]
-        first = self._load(self._first)
-        self._origin = first.origin
-        self.width = per_sample or first.width
-        """Labels of a sample at most."""
-        self.digest = first.digest
-        """Tells the labels from others, by those of the first shard."""
-        if not self.width:
-            raise self._error(self._first, "has no label for any sample; make the labels again")
-        self._check_footers()
+        super().__init__(shards, name, folder=folder, key=key)
 
     @classmethod
-    def of(cls, source: Source, shards: ShardSet, *, key: str) -> "Sidecars | None":
+    def of(cls, source: Source, shards: ShardSet, *, key: str) -> "LabelSidecars | None":
         """Those that a source names, if any; raises as the constructor."""
         if source.labels in (None, CLS):
             return None
@@ -108,102 +131,130 @@ class Sidecars:
         return cls(shards, source.labels, folder=source.labels_from, per_sample=per_sample, key=key)
 
     @property
-    def origin(self) -> Origin:
-        """What all the sidecars agree in."""
-        return self._origin
+    def width(self) -> int:
+        """Labels of a sample at most."""
+        return self._per_sample or self._example.width
 
-    def read(self, shard: int) -> Labels:
-        """The labels of a shard's samples.
+    def parse(self, data: bytes) -> Labels:
+        return parse_sidecar(data)
 
-        Raises:
-            DataError: they do not belong to the shard or to the other labels, or cannot be read.
-        """
-        labels = self._load(shard)
-        self._check_origin(shard, labels.origin)
-        if self._per_sample is None and labels.width > self.width:
+    def footer(self, path: str) -> tuple[int, Origin]:
+        return read_footer(path)
+
+    def in_words(self, origin: Origin) -> str:
+        return in_words(origin)
+
+    def _check_example(self, content: Labels) -> None:
+        if not self.width:
+            raise self._again(self._first, "has no label for any sample")
+
+    def _check_content(self, shard: int, content: Labels) -> None:
+        if self._per_sample is None and content.width > self.width:
             raise self._error(
                 shard,
-                f"has {labels.width} labels for a sample, {self._paths[self._first]} at most {self.width}; "
+                f"has {content.width} labels for a sample, {self._paths[self._first]} at most {self.width}; "
                 f"set {self._key}.labels_per_sample",
             )
-        return labels
 
-    def _load(self, shard: int) -> Labels:
-        path, remote = self._paths[shard], self._shards.remote
-        try:
-            data = Path(path).read_bytes() if is_local(path) else read_whole(path, remote=remote)
-            labels = parse_sidecar(data)
-        except StoreError as error:
-            raise self._error(
-                shard, f"cannot be read: {error}; when it can be, go on with run.resume=true"
-            ) from error
-        except OSError as error:
-            raise self._error(shard, f"cannot be read: {error.strerror or error}") from error
-        except ValueError as error:
-            raise self._error(shard, f"{error}; make the labels again") from error
-        self._check_rows(shard, len(labels))
-        return labels
 
-    def _check_paths(self) -> None:
-        """That every shard has a sidecar of its own, as far as a listing of local folders says."""
-        owner: dict[str, str] = {}
-        for path, url in zip(self._paths, self._shards.urls, strict=True):
-            if url.startswith(PIPE):
-                raise DataError(
-                    f"{self._setting}: nothing can lie beside {url!r}; use {self._key}.labels=cls"
-                )
-            if owner.setdefault(path, url) != url:
-                raise DataError(
-                    f"{self._setting}: {owner[path]} and {url} would share {path}; leave out "
-                    f"{self._key}.labels_from, or rename one"
-                )
-        needed = [self._paths[shard] for shard in self._filled]
-        missing = missing_files(needed)
-        if missing:
-            more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
-            raise DataError(
-                f"{self._setting}: {missing[0]} does not exist{more}; make the labels, or say by "
-                f"{self._key}.labels_from where they lie"
-            )
-        distant = [path for path in needed if not is_local(path)]
-        if distant:
-            contact(distant[0], key=self._setting, remote=self._shards.remote)
+def write_sidecar(path: Path, labels: Integer[ndarray, "rows m"], *, num_classes: int, made_by: str) -> None:
+    """Write the labels of a shard's samples, whole or not at all.
 
-    def _check_footers(self) -> None:
-        local = [shard for shard in self._filled if is_local(self._paths[shard])]
-        with ThreadPoolExecutor(_THREADS) as threads:
-            for _ in threads.map(self._check_footer, local[:_MOST_COUNTED]):
-                pass
+    Args:
+        path: `sidecar_path` of the shard.
+        labels: classes of each sample, the best first; negative where a sample has fewer.
+        made_by: the same beside every shard, and another for labels that must not be mixed with these.
 
-    def _check_footer(self, shard: int) -> None:
-        try:
-            rows, origin = read_footer(self._paths[shard])
-        except ValueError as error:
-            raise self._error(shard, f"{error}; make the labels again") from error
-        self._check_rows(shard, rows)
-        self._check_origin(shard, origin)
+    Raises:
+        OutputError: it cannot be written.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
 
-    def _check_rows(self, shard: int, rows: int) -> None:
-        size = self._shards.sizes[shard]
-        if rows != size:
-            raise self._error(shard, f"has {rows} rows, its shard {size} samples; make the labels again")
+    present = labels >= 0
+    starts = np.concatenate([[0], np.cumsum(present.sum(1))])
+    column = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(labels[present], pa.int32()))
+    said = {_NUM_CLASSES: str(num_classes), _MADE_BY: made_by}
+    with writing(path), replacing(path) as draft:
+        pq.write_table(pa.table({COLUMN: column}).replace_schema_metadata(said), draft)
 
-    def _check_origin(self, shard: int, origin: Origin) -> None:
-        if origin != self._origin:
-            raise self._error(
-                shard,
-                f"({in_words(origin)}) and {self._paths[self._first]} ({in_words(self._origin)}) have "
-                "labels of two makings, which mean different things; make all again",
-            )
 
-    @property
-    def _setting(self) -> str:
-        return f"{self._key}.labels={self._name}"
+def parse_sidecar(data: bytes) -> Labels:
+    """The labels in the bytes of a sidecar.
 
-    def _error(self, shard: int, what: str) -> DataError:
-        return DataError(f"{self._setting}: {self._paths[shard]} {what}")
+    Raises:
+        ValueError: it is none, or a label is no class; the message goes on after the name of the file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        file = pq.ParquetFile(io.BytesIO(data))
+        if COLUMN not in file.schema_arrow.names:
+            raise ValueError(f"has no column {COLUMN}; it has {', '.join(file.schema_arrow.names) or 'none'}")
+        column = file.read(columns=[COLUMN], use_threads=False)[COLUMN].combine_chunks()
+    except (pa.ArrowException, OSError, MemoryError) as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    counts, values = _flat(column)
+    present = values >= 0
+    rows = np.repeat(np.arange(len(counts)), counts)[present]
+    labels = Labels(
+        values=values[present],
+        ends=np.cumsum(np.bincount(rows, minlength=len(counts))),
+        origin=_origin(file.schema_arrow.metadata or {}),
+    )
+    classes, largest = labels.origin.num_classes, int(labels.values.max(initial=0))
+    if classes is not None and largest >= classes:
+        raise ValueError(f"has the label {largest}, beyond its {classes} classes")
+    return labels
+
+
+def read_footer(path: str) -> tuple[int, Origin]:
+    """Rows and origin of a local sidecar, without its labels.
+
+    Raises:
+        ValueError: it is none; the message goes on after the name of the file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    return footer.num_rows, _origin(footer.metadata or {})
 
 
 def in_words(origin: Origin) -> str:
     """In words."""
     return f"{origin.num_classes or 'unknown'} classes, made by {origin.made_by or 'unknown'}"
+
+
+def _origin(said: dict[bytes, bytes]) -> Origin:
+    num_classes, made_by = said.get(_NUM_CLASSES), said.get(_MADE_BY)
+    if num_classes is not None and not num_classes.isdigit():
+        raise ValueError(f"says num_classes={num_classes.decode(errors='replace')}, which is no number")
+    return Origin(int(num_classes) if num_classes else None, made_by.decode() if made_by else None)
+
+
+def _flat(column: Any) -> tuple[Integer[ndarray, "rows"], Integer[ndarray, "n"]]:
+    """How many values each row has, and the values, one row after another."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    kinds = pa.types
+    if kinds.is_integer(column.type):
+        counts, values = column.is_valid().cast(pa.int64()), column.drop_null()
+    elif _is_list(column.type) and kinds.is_integer(column.type.value_type):
+        counts, values = pc.fill_null(pc.list_value_length(column), 0), pc.list_flatten(column)
+    else:
+        raise ValueError(f"has {column.type} in the column {COLUMN}, not lists of whole numbers")
+    if values.null_count:
+        raise ValueError(f"has lists with nothing at some place in the column {COLUMN}")
+    return counts.to_numpy(zero_copy_only=False), values.to_numpy(zero_copy_only=False)
+
+
+def _is_list(kind: Any) -> bool:
+    from pyarrow import types
+
+    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))

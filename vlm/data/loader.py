@@ -5,6 +5,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, NamedTuple
 
 import torch
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from vlm.broken import BrokenSample, Cause
 from vlm.data.images import UnreadableImageError
-from vlm.data.labels import CLS, Sidecars, class_of
+from vlm.data.labels import CLS, LabelSidecars, Origin, class_of
+from vlm.data.negatives import NegativeSidecars, draw_negatives
 from vlm.data.order import Order
 from vlm.data.samples import (
     IMAGE_EXTENSIONS,
@@ -24,7 +26,7 @@ from vlm.data.samples import (
     sample_image,
 )
 from vlm.data.shards import ShardCursor, ShardSet
-from vlm.data.sidecar import Origin
+from vlm.data.sidecar import Sidecars
 from vlm.data.stream import WindowedStream
 from vlm.data.tar import RawSample
 from vlm.data.transforms import Augment, Preprocess
@@ -50,6 +52,7 @@ class Example(NamedTuple):
     image: UInt8[Tensor, "3 h w"]
     caption: str
     labels: tuple[int, ...]
+    negatives: tuple[str, ...]
 
 
 class Slot(NamedTuple):
@@ -66,36 +69,47 @@ class OrderedSource:
     Args:
         captions: fields; none: images alone.
         labels: as the configuration names them.
-        sidecars: that hold the labels, unless the member `cls` does.
+        label_sidecars: that hold the labels, unless the member `cls` does.
+        negatives: sidecars with hard negatives of the captions.
+        num_negatives: of a caption, at most.
     """
 
     key: str
     captions: tuple[str, ...]
     labels: str | None
-    sidecars: Sidecars | None
+    label_sidecars: LabelSidecars | None
+    negatives: NegativeSidecars | None
+    num_negatives: int
     shards: ShardSet
     order: Order
 
     @property
     def num_labels(self) -> int:
         """Labels that a sample has at most."""
-        return self.sidecars.width if self.sidecars else int(self.labels == CLS)
+        return self.label_sidecars.width if self.label_sidecars else int(self.labels == CLS)
 
     @property
     def labels_origin(self) -> Origin | None:
         """What made the labels, where they are in sidecars."""
-        return self.sidecars.origin if self.sidecars else None
+        return self.label_sidecars.origin if self.label_sidecars else None
 
     @property
     def fingerprint(self) -> dict[str, Any]:
-        """That of the shards, and a digest of the labels in the first sidecar."""
-        return self.shards.fingerprint | ({"labels_sha256": self.sidecars.digest} if self.sidecars else {})
+        """That of the shards, and a digest of what lies beside the first."""
+        digests = {f"{name}_sha256": sidecars.digest for name, sidecars in self._sidecars.items()}
+        return {**self.shards.fingerprint, **digests}
+
+    @property
+    def _sidecars(self) -> dict[str, Sidecars[Any]]:
+        found = {"labels": self.label_sidecars, "negatives": self.negatives}
+        return {name: sidecars for name, sidecars in found.items() if sidecars is not None}
 
     def cursor(self) -> ShardCursor:
         """A reader of what an example is made of."""
         fields = (*self.captions, CLS) if self.labels == CLS else self.captions
         members = members_of(fields) | frozenset(IMAGE_EXTENSIONS)
-        return ShardCursor(self.shards, members, self.sidecars.read if self.sidecars else None)
+        beside = {name: sidecars.read for name, sidecars in self._sidecars.items()}
+        return ShardCursor(self.shards, members, beside)
 
     def caption_of(self, record: Mapping[str, Any], *, rng: random.Random) -> str:
         """One of a sample's captions, or nothing where the source has none.
@@ -111,7 +125,18 @@ class OrderedSource:
         Raises:
             BrokenSampleError: its cls is no class.
         """
-        return class_of(record) if self.labels == CLS else raw.labels[: self.num_labels]
+        return class_of(record) if self.labels == CLS else raw.beside.get("labels", ())[: self.num_labels]
+
+    def negatives_of(self, raw: RawSample, caption: str, *, rng: random.Random) -> tuple[str, ...]:
+        """Hard negatives of a caption of a sample, `num_negatives` at most.
+
+        Raises:
+            DataError: those that were read are of another sample.
+        """
+        if self.negatives is None:
+            return ()
+        self.negatives.check_key(raw)
+        return draw_negatives(raw.beside["negatives"], caption, count=self.num_negatives, rng=rng)
 
 
 class SourceReader:
@@ -176,6 +201,7 @@ class TrainBatches(Numbered[Batch]):
         self._sources = tuple(sources)
         self._tokenizer = tokenizer
         self._num_labels = max(source.num_labels for source in sources)
+        self._num_negatives = max(source.num_negatives for source in sources)
         self._preprocess = preprocess
         self._augment = augment
         self._rank = rank
@@ -198,11 +224,25 @@ class TrainBatches(Numbered[Batch]):
             broken=[broken for _, broken in rows if broken is not None],
         )
         if self._tokenizer is not None:
-            batch["text"] = self._tokenizer([example.caption for example in examples])
+            batch |= self._texts(examples, self._tokenizer)
             batch["caption_id"] = torch.tensor([_fingerprint(example.caption) for example in examples])
         if self._num_labels:
             batch["label"] = _padded([example.labels for example in examples], self._num_labels)
         return batch
+
+    def _texts(self, examples: Sequence[Example], tokenizer: Tokenize) -> Batch:
+        """Captions and their hard negatives, of one length; an empty text where there are fewer."""
+        captions, count = [example.caption for example in examples], self._num_negatives
+        if not count:
+            return Batch(text=tokenizer(captions))
+        padded = [[*example.negatives, *[""] * (count - len(example.negatives))] for example in examples]
+        text = tokenizer([*captions, *chain(*padded)])
+        present = [[place < len(example.negatives) for place in range(count)] for example in examples]
+        return Batch(
+            text=text[: len(captions)],
+            negative_text=text[len(captions) :].view(len(captions), count, -1),
+            negative_mask=torch.tensor(present),
+        )
 
     def _fill(self, slot: Slot, source: OrderedSource) -> tuple[Example, BrokenSample | None]:
         """The first sample of the slot that is whole, and the broken one whose place it takes, if any."""
@@ -213,7 +253,7 @@ class TrainBatches(Numbered[Batch]):
                 self._warn(raw)
                 continue
             try:
-                example = self._example(raw, source, rng=random.Random(slot.seed))
+                example = self._example(raw, source, seed=slot.seed)
             except (BrokenSampleError, UnreadableImageError) as error:
                 broken.append(BrokenSample(error.cause, raw.shard, raw.key, str(error)))
                 self._warn(broken[-1])
@@ -233,12 +273,14 @@ class TrainBatches(Numbered[Batch]):
             f"{first.shard}/{first.key}: {first.reason}; {advice}"
         )
 
-    def _example(self, raw: RawSample, source: OrderedSource, *, rng: random.Random) -> Example:
-        record = decode_record(raw)
+    def _example(self, raw: RawSample, source: OrderedSource, *, seed: str) -> Example:
+        record, rng = decode_record(raw), random.Random(seed)
         caption, labels = source.caption_of(record, rng=rng), source.labels_of(raw, record)
         image = sample_image(raw)
         pixels = self._augment(image, self._preprocess, rng=rng) if self._augment else self._preprocess(image)
-        return Example(raw.name, pixels, caption, labels)
+        # Of a generator of their own, so that with and without them the pixels are the same.
+        negatives = source.negatives_of(raw, caption, rng=random.Random(f"{seed}/negatives"))
+        return Example(raw.name, pixels, caption, labels, negatives)
 
     def _warn(self, broken: BrokenSample) -> None:
         if self._warnings_left == 0 or broken.shard in self._named_shards:

@@ -7,16 +7,20 @@ The metadata has `maker` and `seed`, and `made_by`, which tells negatives of one
 
 import hashlib
 import io
+import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from vlm.data.shards import ShardSet
+from vlm.data.sidecar import Sidecars, check_name
+from vlm.data.sources import Source
+from vlm.data.tar import RawSample
+from vlm.errors import ConfigError, DataError
 from vlm.files import replacing, writing
 
 KEY, COLUMN = "key", "negatives"
-_FIELDS = ("caption", "negative", "rule")
-_ORIGIN = ("maker", "seed", "made_by")
 
 
 class Negative(NamedTuple):
@@ -25,6 +29,13 @@ class Negative(NamedTuple):
     caption: str
     negative: str
     rule: str
+
+
+class SampleNegatives(NamedTuple):
+    """The hard negatives of one sample, and its key, which tells whether they are its own."""
+
+    key: str
+    negatives: tuple[Negative, ...]
 
 
 class Origin(NamedTuple):
@@ -37,24 +48,28 @@ class Origin(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class Negatives:
-    """The hard negatives of a shard's samples, and the samples' keys."""
+    """The hard negatives of a shard's samples; they stay in Arrow's compact form until one is asked for.
 
-    keys: list[str]
-    rows: list[tuple[Negative, ...]]
+    Args:
+        keys: Arrow's array of strings.
+        column: Arrow's array of lists of (caption, negative, rule).
+    """
+
+    keys: Any
+    column: Any
     origin: Origin
 
     def __len__(self) -> int:
         return len(self.keys)
 
-    def __getitem__(self, row: int) -> tuple[Negative, ...]:
-        return self.rows[row]
+    def __getitem__(self, row: int) -> SampleNegatives:
+        found = self.column[row].as_py() or ()
+        return SampleNegatives(self.keys[row].as_py(), tuple(Negative(**value) for value in found))
 
     @property
     def digest(self) -> str:
         """Of keys and negatives, however a file stores them."""
-        return hashlib.sha256(
-            repr([self.keys, [list(map(tuple, row)) for row in self.rows]]).encode()
-        ).hexdigest()
+        return hashlib.sha256(repr([self.keys.to_pylist(), self.column.to_pylist()]).encode()).hexdigest()
 
 
 def write_negatives(
@@ -80,9 +95,12 @@ def write_negatives(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    kind = pa.list_(pa.struct([(name, pa.string()) for name in _FIELDS]))
     lists = [[negative._asdict() for negative in row] for row in rows]
-    table = pa.table({KEY: pa.array(keys, pa.string()), COLUMN: pa.array(lists, kind)})
+    columns = {
+        name: pa.array(values, kind)
+        for values, (name, kind) in zip((keys, lists), _kinds().items(), strict=True)
+    }
+    table = pa.table(columns)
     said = {"maker": maker, "seed": str(seed), "made_by": made_by}
     with writing(path), replacing(path) as draft:
         pq.write_table(table.replace_schema_metadata(said), draft, compression="zstd")
@@ -99,27 +117,102 @@ def parse_negatives(data: bytes) -> Negatives:
 
     try:
         file = pq.ParquetFile(io.BytesIO(data))
-        missing = {KEY, COLUMN} - set(file.schema_arrow.names)
-        if missing:
-            raise ValueError(
-                f"has no column {sorted(missing)[0]}; it has {', '.join(file.schema_arrow.names) or 'none'}"
-            )
-        columns = file.read(columns=[KEY, COLUMN], use_threads=False).to_pydict()
+        schema = file.schema_arrow
+        if missing := {KEY, COLUMN} - set(schema.names):
+            raise ValueError(f"has no column {min(missing)}; it has {', '.join(schema.names) or 'none'}")
+        table = file.read(columns=[KEY, COLUMN], use_threads=False)
+        keys, column = (table[name].cast(kind).combine_chunks() for name, kind in _kinds().items())
     except (pa.ArrowException, OSError, MemoryError) as error:
         raise ValueError(f"cannot be read: {error}") from error
-    return Negatives(
-        keys=columns[KEY],
-        rows=[tuple(map(_negative, row or ())) for row in columns[COLUMN]],
-        origin=origin_of(file.schema_arrow.metadata or {}),
-    )
+    texts = column.flatten()
+    if keys.null_count or texts.null_count or any(part.null_count for part in texts.flatten()):
+        raise ValueError(f"has nothing at some place in the columns {KEY} and {COLUMN}")
+    return Negatives(keys=keys, column=column, origin=_origin(schema.metadata or {}))
 
 
-def origin_of(said: dict[bytes, bytes]) -> Origin:
-    """From the metadata of a file."""
-    return Origin(*(said.get(name.encode(), b"").decode(errors="replace") for name in _ORIGIN))
+def read_footer(path: str) -> tuple[int, Origin]:
+    """Rows and origin of a local sidecar, without its negatives.
+
+    Raises:
+        ValueError: it is none; the message goes on after the name of the file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    return footer.num_rows, _origin(footer.metadata or {})
 
 
-def _negative(value: object) -> Negative:
-    if not isinstance(value, dict) or not all(isinstance(value.get(name), str) for name in _FIELDS):
-        raise ValueError(f"has {value!r} in the column {COLUMN}, not {', '.join(_FIELDS)}")
-    return Negative(*(value[name] for name in _FIELDS))
+def check_negatives(source: Source, *, key: str) -> None:
+    """Check that the name of sidecars is one, and that there are captions that they are about.
+
+    Raises:
+        ConfigError: they contradict each other, or a number is out of range.
+    """
+    if source.negatives_per_sample < 1:
+        raise ConfigError(f"{key}.negatives_per_sample={source.negatives_per_sample} must be at least 1")
+    if source.negatives is None and source.negatives_from is not None:
+        raise ConfigError(
+            f"{key}.negatives_from={source.negatives_from} is for hard negatives, and {key}.negatives=null; "
+            "name the sidecars, or set it to null"
+        )
+    if source.negatives is not None:
+        check_name(source.negatives, key=f"{key}.negatives")
+        if source.captions is None:
+            raise ConfigError(f"{key}.negatives={source.negatives} are of captions, and {key}.captions=null")
+
+
+def draw_negatives(
+    sample: SampleNegatives, caption: str, *, count: int, rng: random.Random
+) -> tuple[str, ...]:
+    """The negatives of a caption, in their order; of more than `count` so many, drawn at random."""
+    found = [negative for about, negative, _ in sample.negatives if about == caption]
+    ranks = sorted(range(len(found)), key=lambda _: rng.random())  # random() is the same in every release
+    return tuple(found[place] for place in sorted(ranks[:count]))
+
+
+class NegativeSidecars(Sidecars[Negatives]):
+    """Hard negatives that lie beside the shards of a source; arguments as of `Sidecars`."""
+
+    what = "negatives"
+    instead = "null"
+
+    @classmethod
+    def of(cls, source: Source, shards: ShardSet, *, key: str) -> "NegativeSidecars | None":
+        """Those that a source names, if any; raises as the constructor."""
+        if source.negatives is None:
+            return None
+        return cls(shards, source.negatives, folder=source.negatives_from, key=key)
+
+    def parse(self, data: bytes) -> Negatives:
+        return parse_negatives(data)
+
+    def footer(self, path: str) -> tuple[int, Origin]:
+        return read_footer(path)
+
+    def in_words(self, origin: Origin) -> str:
+        maker, seed, made_by = (value or "unknown" for value in origin)
+        return f"maker {maker}, seed {seed}, made by {made_by}"
+
+    def check_key(self, raw: RawSample) -> None:
+        """Raise a DataError where what lies beside a shard is of another sample than the shard's."""
+        key = raw.beside["negatives"].key
+        if key != raw.key:
+            raise DataError(
+                f"{self._setting}: beside {raw.shard} lie those of {key!r} where the shard has {raw.key!r}; "
+                "make the negatives again"
+            )
+
+
+def _kinds() -> dict[str, Any]:
+    """The columns and what is in them."""
+    import pyarrow as pa
+
+    return {KEY: pa.string(), COLUMN: pa.list_(pa.struct([(name, pa.string()) for name in Negative._fields]))}
+
+
+def _origin(said: dict[bytes, bytes]) -> Origin:
+    return Origin(*(said.get(name.encode(), b"").decode(errors="replace") for name in Origin._fields))

@@ -3,11 +3,11 @@
 import hashlib
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import numpy as np
 from numpy import ndarray
@@ -16,7 +16,6 @@ from vlm.broken import BrokenSample, Cause
 from vlm.data.cache import ShardCache
 from vlm.data.index import SIZES, offsets_name, read_offsets, shard_sizes
 from vlm.data.remote import DEFAULT_REMOTE, Remote, StoreError, contact
-from vlm.data.sidecar import Labels
 from vlm.data.sources import expand_shards
 from vlm.data.tar import DAMAGE, CutError, RawSample, TarReader, is_local, open_shard
 from vlm.errors import DataError, VlmError
@@ -115,24 +114,32 @@ def open_shards(
     return ShardSet(urls, shard_sizes(urls, remote=remote), remote, cache)
 
 
+@runtime_checkable
+class Rows(Protocol):
+    """A row for each sample of a shard."""
+
+    def __getitem__(self, row: int) -> Any: ...
+
+
 class ShardCursor:
     """Reads samples at any place; cheap where places follow each other.
 
     Args:
         members: extensions of the members to read; None reads all.
-        read_labels: the labels of a shard's samples; each sample gets its own.
+        beside: by name, what reads a shard's sidecar; each sample gets its own row.
     """
 
     def __init__(
         self,
         shards: ShardSet,
         members: frozenset[str] | None,
-        read_labels: Callable[[int], Labels] | None = None,
+        beside: Mapping[str, Callable[[int], Rows]] = {},
     ) -> None:
         self._shards = shards
         self._members = members
-        self._read_labels = read_labels
-        self._labels: tuple[int, Labels] | None = None
+        self._beside = beside
+        self._rows: dict[str, Rows] = {}
+        self._rows_of: int | None = None
         self._reader: TarReader | None = None
         self._offsets: ndarray | None = None
         self._shard = self._row = 0
@@ -172,7 +179,7 @@ class ShardCursor:
             reason = str(error) or type(error).__name__
             raise DataError(f"{url} cannot be read at sample {row}: {reason}") from error
         self._row += 1
-        return sample if self._read_labels is None else sample._replace(labels=self._labels_at(shard, row))
+        return sample._replace(beside=self._beside_of(shard, row)) if self._beside else sample
 
     def try_read(self, shard: int, row: int) -> RawSample | BrokenSample:
         """The sample at a row of a shard, or why it will not come back by waiting.
@@ -200,11 +207,11 @@ class ShardCursor:
             self._reader.close()
         self._reader = self._offsets = None
 
-    def _labels_at(self, shard: int, row: int) -> tuple[int, ...]:
-        assert self._read_labels is not None
-        if self._labels is None or self._labels[0] != shard:
-            self._labels = shard, self._read_labels(shard)
-        return self._labels[1][row]
+    def _beside_of(self, shard: int, row: int) -> dict[str, Any]:
+        if self._rows_of != shard:
+            self._rows = {name: read(shard) for name, read in self._beside.items()}
+            self._rows_of = shard
+        return {name: rows[row] for name, rows in self._rows.items()}
 
     def _lose(self, error: BrokenShardError, shard: int, row: int) -> BrokenShardError:
         """Give up what follows: each further sample would cost as much, and end the same."""

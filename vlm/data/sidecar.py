@@ -1,166 +1,207 @@
-"""Labels beside a shard: `<stem>.<name>.parquet` has a row for each of its samples, in their order.
+"""What was computed about samples and lies beside their shards: `<stem>.<name>.parquet`, a row a sample."""
 
-Its column `label` is a list of class numbers, the best first; a column of single numbers is taken too. An
-empty list, null and a negative number say that there is none. The metadata may have `num_classes`, and
-`made_by`: what tells labels of one making from others.
-"""
-
-import hashlib
-import io
-from dataclasses import dataclass
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, NamedTuple
-
-import numpy as np
-from jaxtyping import Integer
-from numpy import ndarray
+from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
 
 from vlm.data.index import stem
-from vlm.files import replacing, writing
+from vlm.data.remote import PIPE, StoreError, contact, read_whole
+from vlm.data.shards import ShardSet
+from vlm.data.sources import missing_files
+from vlm.data.tar import is_local
+from vlm.errors import ConfigError, DataError
 
-COLUMN = "label"
-_NUM_CLASSES = b"num_classes"
-_MADE_BY = b"made_by"
+# What the name of a sidecar may be made of.
+_NAME = re.compile(r"[\w-]+")
 
-
-class Origin(NamedTuple):
-    """What all sidecars of one making agree in; None where they do not say."""
-
-    num_classes: int | None
-    made_by: str | None
-
-
-@dataclass(frozen=True, kw_only=True)
-class Labels:
-    """The labels of a shard's samples.
-
-    Args:
-        values: of all samples, one sample after another.
-        ends: where the values of each sample end.
-    """
-
-    values: Integer[ndarray, "n"]
-    ends: Integer[ndarray, "rows"]
-    origin: Origin
-
-    def __len__(self) -> int:
-        return len(self.ends)
-
-    def __getitem__(self, row: int) -> tuple[int, ...]:
-        start = self.ends[row - 1] if row else 0
-        return tuple(self.values[start : self.ends[row]].tolist())
-
-    @property
-    def width(self) -> int:
-        """Labels of the sample that has most."""
-        return int(np.diff(self.ends, prepend=0).max(initial=0))
-
-    @property
-    def digest(self) -> str:
-        """Of the labels, however a file stores them."""
-        parts = (self.ends.astype("<i8").tobytes(), self.values.astype("<i8").tobytes())
-        return hashlib.sha256(b"".join(parts)).hexdigest()
+# Opening a file takes a network disk longer than listing it: the rows of so many sidecars are counted before
+# training, those of the others when they are read.
+_MOST_COUNTED = 1000
+_THREADS = 32
 
 
 def sidecar_path(shard: str, name: str, *, folder: str | None = None) -> str:
-    """Where the labels `name` of a shard lie: beside it, or in a folder under the same file name."""
+    """Where what is called `name` lies for a shard: beside it, or in a folder under the same file name."""
     beside = f"{stem(shard)}.{name}.parquet"
     return beside if folder is None else f"{folder.rstrip('/')}/{beside.rpartition('/')[2]}"
 
 
-def write_sidecar(path: Path, labels: Integer[ndarray, "rows m"], *, num_classes: int, made_by: str) -> None:
-    """Write the labels of a shard's samples, whole or not at all.
+def check_name(name: str, *, key: str, instead: str | None = None) -> None:
+    """Check that a configured name is one of sidecars.
 
     Args:
-        path: `sidecar_path` of the shard.
-        labels: classes of each sample, the best first; negative where a sample has fewer.
-        made_by: the same beside every shard, and another for labels that must not be mixed with these.
+        key: of the name, for messages; `<key>_from` is that of their folder.
+        instead: the other value that it may have.
 
     Raises:
-        OutputError: it cannot be written.
+        ConfigError: it is none.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    present = labels >= 0
-    starts = np.concatenate([[0], np.cumsum(present.sum(1))])
-    column = pa.ListArray.from_arrays(pa.array(starts, pa.int32()), pa.array(labels[present], pa.int32()))
-    said = {_NUM_CLASSES: str(num_classes), _MADE_BY: made_by}
-    with writing(path), replacing(path) as draft:
-        pq.write_table(pa.table({COLUMN: column}).replace_schema_metadata(said), draft)
+    if not _NAME.fullmatch(name):
+        neither = f"neither {instead} nor" if instead else "not"
+        raise ConfigError(
+            f"{key}={name!r} is {neither} a name as in <stem>.<name>.parquet; a folder goes into {key}_from"
+        )
 
 
-def parse_sidecar(data: bytes) -> Labels:
-    """The labels in the bytes of a sidecar.
+@runtime_checkable
+class Content(Protocol):
+    """What a sidecar holds."""
+
+    @property
+    def origin(self) -> tuple[Any, ...]:
+        """What all sidecars of one making agree in."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Tells it from another content, however a file stores it."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, row: int) -> Any: ...
+
+
+C = TypeVar("C", bound=Content)
+
+
+class Sidecars(Generic[C]):
+    """Files beside the shards of a source; the first is read at once. A subclass says what is in them.
+
+    Args:
+        name: `clusters` for `<stem>.clusters.parquet`.
+        folder: where they lie instead, a path or a URL.
+        key: of the source, as `data.train`, for messages.
 
     Raises:
-        ValueError: it is none, or a label is no class; the message goes on after the name of the file.
+        DataError: files are missing or do not belong to the shards, as far as it is known without reading
+            them all.
     """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
 
-    try:
-        file = pq.ParquetFile(io.BytesIO(data))
-        if COLUMN not in file.schema_arrow.names:
-            raise ValueError(f"has no column {COLUMN}; it has {', '.join(file.schema_arrow.names) or 'none'}")
-        column = file.read(columns=[COLUMN], use_threads=False)[COLUMN].combine_chunks()
-    except (pa.ArrowException, OSError, MemoryError) as error:
-        raise ValueError(f"cannot be read: {error}") from error
-    counts, values = _flat(column)
-    present = values >= 0
-    rows = np.repeat(np.arange(len(counts)), counts)[present]
-    labels = Labels(
-        values=values[present],
-        ends=np.cumsum(np.bincount(rows, minlength=len(counts))),
-        origin=_origin(file.schema_arrow.metadata or {}),
-    )
-    classes, largest = labels.origin.num_classes, int(labels.values.max(initial=0))
-    if classes is not None and largest >= classes:
-        raise ValueError(f"has the label {largest}, beyond its {classes} classes")
-    return labels
+    what: ClassVar[str]
+    """What they hold, in the plural: also the setting of the source that names them."""
+    instead: ClassVar[str]
+    """Value of that setting which needs no sidecars."""
 
+    def __init__(self, shards: ShardSet, name: str, *, folder: str | None, key: str) -> None:
+        self._shards = shards
+        self._paths = tuple(sidecar_path(url, name, folder=folder) for url in shards.urls)
+        self._key = key
+        self._setting = f"{key}.{self.what}={name}"
+        self._filled = [shard for shard, size in enumerate(shards.sizes) if size]
+        self._check_paths()
+        self._first = self._filled[0]
+        self._example = self._load(self._first)
+        self._check_example(self._example)
+        self._check_footers()
 
-def read_footer(path: str) -> tuple[int, Origin]:
-    """Rows and origin of a local sidecar, without its labels.
+    @property
+    def origin(self) -> Any:
+        """What all of them agree in."""
+        return self._example.origin
 
-    Raises:
-        ValueError: it is none; the message goes on after the name of the file.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
+    @property
+    def digest(self) -> str:
+        """Tells them from others, by the first."""
+        return self._example.digest
 
-    try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"cannot be read: {error}") from error
-    return footer.num_rows, _origin(footer.metadata or {})
+    def read(self, shard: int) -> C:
+        """What lies beside a shard.
 
+        Raises:
+            DataError: it does not belong to the shard or to the others, or cannot be read.
+        """
+        content = self._load(shard)
+        self._check_origin(shard, content.origin)
+        self._check_content(shard, content)
+        return content
 
-def _origin(said: dict[bytes, bytes]) -> Origin:
-    num_classes, made_by = said.get(_NUM_CLASSES), said.get(_MADE_BY)
-    if num_classes is not None and not num_classes.isdigit():
-        raise ValueError(f"says num_classes={num_classes.decode(errors='replace')}, which is no number")
-    return Origin(int(num_classes) if num_classes else None, made_by.decode() if made_by else None)
+    def parse(self, data: bytes) -> C:
+        """The content of a file; raises a ValueError whose message goes on after the file's name."""
+        raise NotImplementedError
 
+    def footer(self, path: str) -> tuple[int, tuple[Any, ...]]:
+        """Rows and origin of a local file, without the rest; raises as `parse`."""
+        raise NotImplementedError
 
-def _flat(column: Any) -> tuple[Integer[ndarray, "rows"], Integer[ndarray, "n"]]:
-    """How many values each row has, and the values, one row after another."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    def in_words(self, origin: Any) -> str:
+        """Of what making they are."""
+        raise NotImplementedError
 
-    kinds = pa.types
-    if kinds.is_integer(column.type):
-        counts, values = column.is_valid().cast(pa.int64()), column.drop_null()
-    elif _is_list(column.type) and kinds.is_integer(column.type.value_type):
-        counts, values = pc.fill_null(pc.list_value_length(column), 0), pc.list_flatten(column)
-    else:
-        raise ValueError(f"has {column.type} in the column {COLUMN}, not lists of whole numbers")
-    if values.null_count:
-        raise ValueError(f"has lists with nothing at some place in the column {COLUMN}")
-    return counts.to_numpy(zero_copy_only=False), values.to_numpy(zero_copy_only=False)
+    def _check_example(self, content: C) -> None:
+        """Look at the first content before any other."""
 
+    def _check_content(self, shard: int, content: C) -> None:
+        """Look at one that is to be used."""
 
-def _is_list(kind: Any) -> bool:
-    from pyarrow import types
+    def _load(self, shard: int) -> C:
+        path, remote = self._paths[shard], self._shards.remote
+        try:
+            data = Path(path).read_bytes() if is_local(path) else read_whole(path, remote=remote)
+            content = self.parse(data)
+        except StoreError as error:
+            raise self._error(
+                shard, f"cannot be read: {error}; when it can be, go on with run.resume=true"
+            ) from error
+        except OSError as error:
+            raise self._error(shard, f"cannot be read: {error.strerror or error}") from error
+        except ValueError as error:
+            raise self._again(shard, str(error)) from error
+        self._check_rows(shard, len(content))
+        return content
 
-    return bool(types.is_list(kind) or types.is_large_list(kind) or types.is_fixed_size_list(kind))
+    def _check_paths(self) -> None:
+        """That every shard has a sidecar of its own, as far as a listing of local folders says."""
+        owner: dict[str, str] = {}
+        for path, url in zip(self._paths, self._shards.urls, strict=True):
+            if url.startswith(PIPE):
+                advice = f"use {self._key}.{self.what}={self.instead}"
+                raise DataError(f"{self._setting}: nothing can lie beside {url!r}; {advice}")
+            if owner.setdefault(path, url) != url:
+                raise DataError(
+                    f"{self._setting}: {owner[path]} and {url} would share {path}; leave out "
+                    f"{self._key}.{self.what}_from, or rename one"
+                )
+        needed = [self._paths[shard] for shard in self._filled]
+        missing = missing_files(needed)
+        if missing:
+            more = f" and {len(missing) - 1} more are missing" if len(missing) > 1 else ""
+            raise DataError(
+                f"{self._setting}: {missing[0]} does not exist{more}; make the {self.what}, or say by "
+                f"{self._key}.{self.what}_from where they lie"
+            )
+        distant = [path for path in needed if not is_local(path)]
+        if distant:
+            contact(distant[0], key=self._setting, remote=self._shards.remote)
+
+    def _check_footers(self) -> None:
+        local = [shard for shard in self._filled if is_local(self._paths[shard])]
+        with ThreadPoolExecutor(_THREADS) as threads:
+            for _ in threads.map(self._check_footer, local[:_MOST_COUNTED]):
+                pass
+
+    def _check_footer(self, shard: int) -> None:
+        try:
+            rows, origin = self.footer(self._paths[shard])
+        except ValueError as error:
+            raise self._again(shard, str(error)) from error
+        self._check_rows(shard, rows)
+        self._check_origin(shard, origin)
+
+    def _check_rows(self, shard: int, rows: int) -> None:
+        size = self._shards.sizes[shard]
+        if rows != size:
+            raise self._again(shard, f"has {rows} rows, its shard {size} samples")
+
+    def _check_origin(self, shard: int, origin: tuple[Any, ...]) -> None:
+        if origin != self.origin:
+            first = f"{self._paths[self._first]} ({self.in_words(self.origin)})"
+            what = f"have {self.what} of two makings, which mean different things; make all again"
+            raise self._error(shard, f"({self.in_words(origin)}) and {first} {what}")
+
+    def _again(self, shard: int, what: str) -> DataError:
+        return self._error(shard, f"{what}; make the {self.what} again")
+
+    def _error(self, shard: int, what: str) -> DataError:
+        return DataError(f"{self._setting}: {self._paths[shard]} {what}")

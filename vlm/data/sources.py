@@ -29,6 +29,9 @@ class Source:
         labels: `cls`, the member with a class, or the name of the sidecars that hold labels; None: no labels.
         labels_from: the folder of the sidecars; None: they lie beside the shards.
         labels_per_sample: how many labels of a sidecar are taken, the first; None: all.
+        negatives: the name of the sidecars that hold hard negatives of the captions; None: there are none.
+        negatives_from: their folder; None: they lie beside the shards.
+        negatives_per_sample: how many are drawn for the caption of a sample, where it has more.
 
     Raises:
         ConfigError: no field is named.
@@ -40,6 +43,9 @@ class Source:
     labels: str | None = None
     labels_from: str | None = None
     labels_per_sample: int | None = None
+    negatives: str | None = None
+    negatives_from: str | None = None
+    negatives_per_sample: int = 4
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "shards", as_strings(self.shards))

@@ -9,6 +9,7 @@ import io
 import struct
 import tarfile
 import zlib
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from vlm.data.cache import ShardCache
@@ -27,8 +28,8 @@ class RawSample(NamedTuple):
     shard: str
     key: str
     members: dict[str, bytes]
-    labels: tuple[int, ...] = ()
-    """From the shard's sidecar, where one is read."""
+    beside: Mapping[str, Any] = {}
+    """From the shard's sidecars, where some are read: `labels`, `negatives`."""
 
     @property
     def name(self) -> str:

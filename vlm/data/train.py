@@ -9,8 +9,9 @@ from itertools import islice
 from typing import Any
 
 from vlm.data.cache import ShardCache
-from vlm.data.labels import CLS, Sidecars, check_labels, in_words
+from vlm.data.labels import CLS, LabelSidecars, check_labels, in_words
 from vlm.data.loader import OrderedSource, Tokenize, TrainBatches
+from vlm.data.negatives import NegativeSidecars, check_negatives
 from vlm.data.order import Order
 from vlm.data.remote import Remote
 from vlm.data.samples import (
@@ -88,7 +89,8 @@ class TrainData:
         self._check_shares()
         for key, source in self._sources.items():
             check_labels(source, key=key)
-        for name in ("captions", "labels"):
+            check_negatives(source, key=key)
+        for name in ("captions", "labels", "negatives"):
             self._check_alike(name)
 
     @property
@@ -167,7 +169,9 @@ class TrainData:
             key=key,
             captions=captions,
             labels=source.labels,
-            sidecars=Sidecars.of(source, shards, key=key),
+            label_sidecars=LabelSidecars.of(source, shards, key=key),
+            negatives=NegativeSidecars.of(source, shards, key=key),
+            num_negatives=source.negatives_per_sample if source.negatives else 0,
             shards=shards,
             order=order,
         )
@@ -233,7 +237,7 @@ class TrainSet:
     def fingerprint(self) -> dict[str, dict[str, Any]]:
         """What tells these shards from others, by source: names, sample counts and sizes of local files.
 
-        Where there are sidecars also a digest of the labels in the first.
+        Where there are sidecars also a digest of the first.
         """
         return {source.key: source.fingerprint for source in self._sources}
 
