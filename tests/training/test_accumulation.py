@@ -182,7 +182,7 @@ def every_case() -> list[dict[str, Tensor]]:
     return [one_rank(case) for case in cases(Topology.current().world_size)]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(4, marks=pytest.mark.long)])
 def test_gradients_are_those_of_the_whole_batch_in_one_process(world_size: int, tmp_path: Path) -> None:
     results = every_case() if world_size == 1 else run_gloo(every_case, world_size, tmp_path)[0]
     for case, found in zip(cases(world_size), results, strict=True):
@@ -324,6 +324,7 @@ def losses(run: Path) -> list[float]:
         return [float(row["train/loss"]) for row in csv.DictReader(file)]
 
 
+@pytest.mark.long
 def test_a_run_in_micro_batches_is_the_same_run_over_two_ranks(toy: Path) -> None:
     runs = []
     for size in ("null", "5"):

@@ -195,7 +195,11 @@ def test_numbers_that_are_not_finite_end_the_run_and_keep_the_batch(toy: Path) -
 
 @pytest.mark.parametrize(
     ("number", "devices", "code"),
-    [(signal.SIGTERM, 1, 75), (signal.SIGUSR1, 2, 75), (signal.SIGINT, 1, 130)],
+    [
+        (signal.SIGTERM, 1, 75),
+        pytest.param(signal.SIGUSR1, 2, 75, marks=pytest.mark.long),
+        pytest.param(signal.SIGINT, 1, 130, marks=pytest.mark.long),
+    ],
 )
 def test_a_signal_saves_and_ends_the_run_which_then_goes_on_exactly(
     toy: Path, number: signal.Signals, devices: int, code: int

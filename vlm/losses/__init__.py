@@ -18,6 +18,7 @@ from vlm.losses.cost import (
     loss_flops,
     traffic_bytes,
 )
+from vlm.losses.grounded import grounded_contrast, negatives_of_other_anchors, squared_distance
 from vlm.losses.margin_softmax import ClassLogits, Margin, class_logits, margin_softmax, mlcd
 
 __all__ = [
@@ -33,11 +34,14 @@ __all__ = [
     "class_logits",
     "equal_caption_share",
     "gathered_bytes",
+    "grounded_contrast",
     "info_nce",
     "logits_bytes",
     "loss_flops",
     "margin_softmax",
     "mlcd",
+    "negatives_of_other_anchors",
     "sigmoid_loss",
+    "squared_distance",
     "traffic_bytes",
 ]

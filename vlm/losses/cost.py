@@ -67,17 +67,21 @@ def traffic_bytes(
     return vectors + FLOAT * (2 * 2 * others + others)
 
 
-def loss_flops(implementation: Implementation, *, kind: Kind, pairs: int, all_pairs: int, dim: int) -> int:
+def loss_flops(
+    implementation: Implementation, *, kind: Kind, pairs: int, all_pairs: int, dim: int, hard: int = 0
+) -> int:
     """Floating-point operations of the matrix products, two for each multiply-add, forward and backward."""
-    logits = (all_pairs if implementation == "dense" else pairs) * all_pairs
-    directions = 2 if implementation == "local_rows" and kind == "softmax" else 1
-    products = 4 if implementation == "tiled" else 3 * directions  # tiles are computed again
-    return 2 * products * logits * dim
+    rows = all_pairs if implementation == "dense" else pairs
+    columns = all_pairs + hard
+    if implementation == "local_rows" and kind == "softmax":
+        columns += all_pairs  # of texts over images
+    products = 4 if implementation == "tiled" else 3  # tiles are computed again
+    return 2 * products * rows * columns * dim
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LossCost:
-    """All of it for one step of a rank, without hard negatives.
+    """All of it for one step of a rank.
 
     Args:
         centres_bytes: of class centres: weights, moments, and what is copied of them for a step.
@@ -92,17 +96,23 @@ class LossCost:
 
     @classmethod
     def of(
-        cls, implementation: Implementation, *, kind: Kind, pairs: int, all_pairs: int, dim: int
+        cls,
+        implementation: Implementation,
+        *,
+        kind: Kind,
+        pairs: int,
+        all_pairs: int,
+        dim: int,
+        hard: int = 0,
     ) -> "LossCost":
         """From the formulas of this file."""
+        sizes = {"pairs": pairs, "all_pairs": all_pairs, "hard": hard}
         return cls(
             implementation=implementation,
-            logits_bytes=logits_bytes(implementation, pairs=pairs, all_pairs=all_pairs),
-            gathered_bytes=gathered_bytes(
-                implementation, kind=kind, pairs=pairs, all_pairs=all_pairs, dim=dim
-            ),
-            traffic_bytes=traffic_bytes(implementation, kind=kind, pairs=pairs, all_pairs=all_pairs, dim=dim),
-            flops=loss_flops(implementation, kind=kind, pairs=pairs, all_pairs=all_pairs, dim=dim),
+            logits_bytes=logits_bytes(implementation, pairs=pairs, all_pairs=all_pairs, hard=hard),
+            gathered_bytes=gathered_bytes(implementation, kind=kind, dim=dim, **sizes),
+            traffic_bytes=traffic_bytes(implementation, kind=kind, dim=dim, **sizes),
+            flops=loss_flops(implementation, kind=kind, dim=dim, **sizes),
         )
 
 
@@ -132,9 +142,9 @@ def class_cost(
     )
 
 
-def choose_implementation(*, pairs: int, all_pairs: int) -> Implementation:
+def choose_implementation(*, pairs: int, all_pairs: int, hard: int = 0) -> Implementation:
     """`local_rows` while its logits are small, else `tiled`; arguments as of `logits_bytes`."""
-    stored = logits_bytes("local_rows", pairs=pairs, all_pairs=all_pairs)
+    stored = logits_bytes("local_rows", pairs=pairs, all_pairs=all_pairs, hard=hard)
     return "local_rows" if stored <= STORED_LIMIT else "tiled"
 
 

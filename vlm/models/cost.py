@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -38,6 +38,11 @@ class TowerCost:
     recomputed_flops: int
     activation_bytes: int
     recomputed_bytes: int
+
+    def times(self, rows: int) -> "TowerCost":
+        """Where a sample has so many rows for the tower."""
+        per_row = ("forward_flops", "recomputed_flops", "activation_bytes", "recomputed_bytes")
+        return replace(self, **{name: rows * getattr(self, name) for name in per_row})
 
 
 def tower_costs(

@@ -10,6 +10,7 @@ from torch import Tensor
 from vlm.distributed import Group, Topology, check_group_size, split_ranks
 from vlm.errors import ConfigError
 from vlm.losses import (
+    HardNegatives,
     Implementation,
     Kind,
     LossCost,
@@ -35,7 +36,7 @@ class ContrastiveObjective(Objective):
         mask_equal_captions: pairs with the same caption are no negatives of each other.
     """
 
-    required_keys: ClassVar[frozenset[str]] = frozenset({"image", "text", "caption_id"})
+    required_keys: frozenset[str] = frozenset({"image", "text", "caption_id"})
     kind: ClassVar[Kind]
 
     def __init__(
@@ -62,15 +63,23 @@ class ContrastiveObjective(Objective):
         self.group = split_ranks(self.group_size, key="objective.group_size")
         self.num_groups = topology.world_size // self.group.size
 
-    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1) -> LossCost:
+    def cost(
+        self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1, negatives: int = 0
+    ) -> LossCost:
         members = node_size if self.group_size == "node" else self.group_size
         members = world_size if members is None else members
         check_group_size(members, world_size, key="objective.group_size")
         all_pairs = pairs * members
+        hard = self.hard_columns(negatives) * all_pairs
         implementation = self.implementation
         if implementation == "auto":
-            implementation = choose_implementation(pairs=pairs, all_pairs=all_pairs)
-        return LossCost.of(implementation, kind=self.kind, pairs=pairs, all_pairs=all_pairs, dim=dim)
+            implementation = choose_implementation(pairs=pairs, all_pairs=all_pairs, hard=hard)
+        sizes = {"pairs": pairs, "all_pairs": all_pairs, "hard": hard}
+        return LossCost.of(implementation, kind=self.kind, dim=dim, **sizes)
+
+    def hard_columns(self, negatives: int) -> int:
+        """Columns that every image is compared with besides, for each pair of the group that has so many."""
+        return 0
 
     def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:
         return {
@@ -80,13 +89,21 @@ class ContrastiveObjective(Objective):
         }
 
     def loss(self, model: ContrastiveModel, encoded: Encoded) -> StepOutput:
+        return self.base_loss(model, encoded, negatives=None)
+
+    def base_loss(
+        self, model: ContrastiveModel, encoded: Encoded, negatives: HardNegatives | None
+    ) -> StepOutput:
+        """The contrastive term alone, with hard negatives or without."""
         caption_id = encoded["caption_id"] if self.mask_equal_captions else None
+        hard = negatives.present.shape[1] if negatives is not None and negatives.scope == "all" else 0
         loss = self.contrast(
             model,
             encoded["image"],
             encoded["text"],
-            implementation=self._implementation(len(encoded["image"])),
+            implementation=self._implementation(len(encoded["image"]), hard=hard),
             caption_id=caption_id,
+            negatives=negatives,
             group=self.group,
         )
         metrics = {"logit_scale": model.logit_scale.detach().exp().squeeze()}
@@ -102,14 +119,18 @@ class ContrastiveObjective(Objective):
     def after_step(self, model: ContrastiveModel, step: int) -> None:
         model.logit_scale.clamp_(max=math.log(self.max_logit_scale))
 
-    def _implementation(self, pairs: int) -> Implementation:
+    def _implementation(self, pairs: int, *, hard: int) -> Implementation:
         if self.implementation != "auto":
             return self.implementation
-        sizes = {"pairs": pairs, "all_pairs": pairs * self.group.size}
+        all_pairs = pairs * self.group.size
+        sizes = {"pairs": pairs, "all_pairs": all_pairs, "hard": hard * all_pairs}
         self.implementation = choose_implementation(**sizes)
         if Topology.current().is_main:
             log.info(
                 "objective.implementation=auto is %s: %d x %d logits a rank take %.0f MiB",
-                *(self.implementation, *sizes.values(), logits_bytes(self.implementation, **sizes) / 2**20),
+                self.implementation,
+                pairs,
+                all_pairs + sizes["hard"],
+                logits_bytes(self.implementation, **sizes) / 2**20,
             )
         return self.implementation

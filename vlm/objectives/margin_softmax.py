@@ -2,7 +2,7 @@
 
 import logging
 import math
-from typing import ClassVar, Literal
+from typing import Literal
 
 import torch
 
@@ -37,7 +37,7 @@ class MarginSoftmaxObjective(Objective):
     Source: arXiv:2203.15565, arXiv:2304.05884, arXiv:2407.17331.
     """
 
-    required_keys: ClassVar[frozenset[str]] = frozenset({"image", "label"})
+    required_keys: frozenset[str] = frozenset({"image", "label"})
 
     def __init__(
         self,
@@ -91,7 +91,9 @@ class MarginSoftmaxObjective(Objective):
             raise ConfigError(f"{said}; set it to {num_classes}")
         log.warning("%s: the centres of the others are only ever others", said)
 
-    def cost(self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1) -> LossCost:
+    def cost(
+        self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1, negatives: int = 0
+    ) -> LossCost:
         return class_cost(
             num_classes=self.num_classes,
             rate=self.sample_rate,

@@ -1,7 +1,6 @@
 """What every training method is: towers on one rank's rows, then losses over all ranks."""
 
 from collections.abc import Mapping
-from typing import ClassVar
 
 from torch import Tensor, nn
 
@@ -21,7 +20,7 @@ class Objective(nn.Module):
     their rows, and replay: `encode` must not communicate, `loss` must not look at single images.
     """
 
-    required_keys: ClassVar[frozenset[str]]
+    required_keys: frozenset[str]
     """Entries that the first batch must have."""
 
     centres: ClassCentres | None = None
@@ -45,12 +44,12 @@ class Objective(nn.Module):
         """
 
     def cost(
-        self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1
+        self, *, pairs: int, dim: int, world_size: int, node_size: int, labels: int = 1, negatives: int = 0
     ) -> LossCost | None:
         """What the loss takes on a rank with so many pairs, before there are process groups.
 
         Args:
-            dim: of the vectors. node_size: ranks on a machine. labels: of a sample.
+            dim: of the vectors. node_size: ranks on a machine. labels, negatives: of a sample.
 
         Raises:
             ConfigError: so many ranks cannot be grouped as asked for.
@@ -60,6 +59,18 @@ class Objective(nn.Module):
     def encode(self, model: ContrastiveModel, batch: Batch) -> Encoded:
         """Run the towers over this rank's rows; no collectives."""
         raise NotImplementedError
+
+    @property
+    def needs_teacher(self) -> bool:
+        """Whether `loss` looks at what `teach` gives."""
+        return False
+
+    def teach(self, teacher: ContrastiveModel, batch: Batch) -> Encoded:
+        """Run the towers of the average of the weights over this rank's rows, without gradients.
+
+        What it gives is put beside what `encode` gives for the same rows, under names of its own.
+        """
+        return {}
 
     def loss(self, model: ContrastiveModel, encoded: Encoded) -> StepOutput:
         """Loss terms over the rows of all ranks; random numbers come in the same order on each.

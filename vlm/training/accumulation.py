@@ -27,6 +27,7 @@ def loss_and_gradients(
     batch: Batch,
     *,
     encode: Callable[[Batch], Encoded],
+    teach: Callable[[Batch], Encoded] | None = None,
     micro_batch_size: int | None,
     seed: Callable[[int | None], None],
     backward: Backward,
@@ -37,6 +38,7 @@ def loss_and_gradients(
     Args:
         encode: `objective.encode` of a micro-batch by `model`, which an engine may have wrapped. It is the
             only part that may run under autocast, which has to end with it.
+        teach: `objective.teach` of a micro-batch by a teacher; None: there is none.
         micro_batch_size: rows that the towers see at once; None: all of this rank.
         seed: is called with the number of a micro-batch before it is encoded, and sets the random state, so
             that dropout draws the same when it is encoded again; and with None before the loss, whose
@@ -47,17 +49,19 @@ def loss_and_gradients(
     if len(parts) == 1:
         seed(0)
         encoded = encode(batch)
+        taught = teach(batch) if teach else {}
         done("encode")
         seed(None)
-        output = _loss(objective, model, encoded)
+        output = objective.loss(model, _full({**encoded, **taught}))
         done("loss")
         backward(output.total, True)
         done("backward")
         return output
     vectors = _encode_without_graph(encode, parts, seed)
+    taught = _joined([_full(teach(part)) for part in parts]) if teach else {}
     done("encode")
     seed(None)
-    output = _loss(objective, model, vectors)
+    output = objective.loss(model, {**vectors, **taught})
     torch.autograd.backward(output.total)  # to the vectors, and to the parameters of the loss itself
     done("loss")
     first = 0
@@ -97,12 +101,12 @@ def _encode_without_graph(
         for number, part in enumerate(parts):
             seed(number)
             encoded.append(_full(encode(part)))
-    joined = {name: torch.cat([part[name] for part in encoded]) for name in encoded[0]}
-    return {n: value.requires_grad_() if value.is_floating_point() else value for n, value in joined.items()}
+    rows = _joined(encoded).items()
+    return {name: value.requires_grad_() if value.is_floating_point() else value for name, value in rows}
 
 
-def _loss(objective: Objective, model: ContrastiveModel, encoded: Encoded) -> StepOutput:
-    return objective.loss(model, _full(encoded))
+def _joined(parts: list[Encoded]) -> dict[str, Tensor]:
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 
 def _full(encoded: Encoded) -> Encoded:

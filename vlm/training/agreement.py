@@ -51,6 +51,24 @@ def check_frozen_weights(run: Run) -> None:
         )
 
 
+def check_taught(run: Run) -> None:
+    """What the objective learns from beside images and captions must be there.
+
+    Raises:
+        ConfigError: it needs a teacher or hard negatives, and none are asked for.
+    """
+    if run.objective.needs_teacher and run.trainer.ema_decay is None:
+        raise ConfigError(
+            "the objective has a teacher, which is the average of the weights, but trainer.ema_decay=null; "
+            "set trainer.ema_decay=0.9996 and trainer.ema_warmup=false, or its weights to 0"
+        )
+    if "negative_text" in run.objective.required_keys and run.data.train.negatives is None:
+        raise ConfigError(
+            "the objective needs hard negatives, but data.train.negatives=null; make some by vlm negatives "
+            "and name them, as data.train.negatives=negatives"
+        )
+
+
 def check_held(run: Run) -> None:
     """What the run keeps beside weights and optimizer must be something that its strategy can hold.
 

@@ -47,7 +47,8 @@ MAY_CHANGE = (
 )
 """Keys, and all under them, that may differ at resume: they do not change what is computed."""
 
-_LABELS = "labels_sha256"  # of a source's fingerprint
+_DIGESTS = {"labels_sha256": "labels", "negatives_sha256": "negatives"}
+"""Of a source's fingerprint, and the key that names what they are of."""
 
 FIXED = ("model", "tokenizer", "data.preprocess", "objective.num_classes")
 """Keys that may never differ at resume."""
@@ -113,15 +114,16 @@ def _fixed(config: Mapping[str, Any]) -> dict[str, Any]:
 def _of_source(
     key: str, before: Any, now: dict[str, Any], *, known: Mapping[str, tuple[Any, Any]]
 ) -> dict[str, tuple[Any, Any]]:
-    """What fingerprints say: other shards, and labels that were made again under the same name."""
+    """What fingerprints say: other shards, and sidecars that were made again under the same name."""
     if not isinstance(before, Mapping):
         return {f"{key}.shards": (before, now)}
-    old, new = ({name: v for name, v in side.items() if name != _LABELS} for side in (before, now))
+    old, new = ({name: v for name, v in side.items() if name not in _DIGESTS} for side in (before, now))
     found: dict[str, tuple[Any, Any]] = {f"{key}.shards": (old, new)}
-    old_name, name = known.get(f"{key}.labels", (None, None))
-    if old_name == name and _LABELS in before:
-        was, is_ = (f"{name} of sha256 {str(side[_LABELS])[:12]}" for side in (before, now))
-        found[f"{key}.labels"] = (was, is_)
+    for digest, what in _DIGESTS.items():
+        old_name, name = known.get(f"{key}.{what}", (None, None))
+        if old_name == name and digest in before:
+            was, is_ = (f"{name} of sha256 {str(side[digest])[:12]}" for side in (before, now))
+            found[f"{key}.{what}"] = (was, is_)
     return found
 
 

@@ -21,7 +21,7 @@ from vlm.training.centres import load_centres
 from vlm.training.checkpoint import load_moments, load_step, load_weights_into, moments_of, read_moments
 from vlm.training.clock import StepClock
 from vlm.training.ema import WeightAverage, decay_at
-from vlm.training.engines import Engine, kept_by_first_rank
+from vlm.training.engines import Encode, Engine, kept_by_first_rank
 from vlm.training.init_from import InitFrom
 from vlm.training.optimizer import AdamW
 from vlm.training.outside import Outside
@@ -44,6 +44,7 @@ class TrainingModule(L.LightningModule):
         max_steps: length of the run in optimizer steps, for the schedule.
         micro_batch_size: rows that the towers see at once; None: all of a rank.
         ema_decay: of the average of the weights; None: there is none.
+        ema_warmup: whether it decays faster at first, see `decay_at`.
         tower_options: how the towers compute.
         resume_from: checkpoint folder to take weights, moments and step from.
         init_from: checkpoint to take weights alone from.
@@ -64,6 +65,7 @@ class TrainingModule(L.LightningModule):
         max_steps: int,
         micro_batch_size: int | None,
         ema_decay: float | None,
+        ema_warmup: bool,
         tower_options: TowerOptions,
         seed: int,
         resume_from: Path | None,
@@ -81,6 +83,7 @@ class TrainingModule(L.LightningModule):
         self.max_steps = max_steps
         self.micro_batch_size = micro_batch_size
         self.ema_decay = ema_decay
+        self.ema_warmup = ema_warmup
         self.tower_options = tower_options
         self.seed = seed
         self.resume_from = resume_from
@@ -212,6 +215,7 @@ class TrainingModule(L.LightningModule):
             self.towers,
             batch,
             encode=self.engine.encode(self, self.objective, self.towers),
+            teach=self._teach(),
             micro_batch_size=self.micro_batch_size,
             seed=self._set_seed,
             backward=self._backward,
@@ -224,10 +228,17 @@ class TrainingModule(L.LightningModule):
             self.optimizer_recipe.step_centres(self.objective.centres, lr)
         self.objective.after_step(self.towers, self.step)
         if self.average is not None and self.ema_decay is not None:
-            self.average.update(self.towers, decay=decay_at(self.step, self.ema_decay))
+            decay = decay_at(self.step, self.ema_decay) if self.ema_warmup else self.ema_decay
+            self.average.update(self.towers, decay=decay)
         self.clock.mark("optimizer")
         self.step += 1
         return {"metrics": {**_named(output), "train/grad_norm": gradient_norm.detach(), "train/lr": lr}}
+
+    def _teach(self) -> Encode | None:
+        """The average of the weights is the teacher of an objective that needs one."""
+        if self.average is None or not self.objective.needs_teacher:
+            return None
+        return self.engine.teach(self, self.objective, self.average.model)
 
     def _frozen(self) -> tuple[nn.Module, ...]:
         return () if self.freeze_tower is None else self.towers.towers()[self.freeze_tower]

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vlm.data.tokenizers import BpeTokenizerRecipe
 from vlm.models import ModelSpec, TowerCost, tower_costs
-from vlm.training.agreement import check_held
+from vlm.training.agreement import check_held, check_taught
 from vlm.training.init_from import InitFrom
 from vlm.training.recipe import Run, Trainer
 
@@ -32,25 +32,32 @@ def plan(run: Run) -> str:
             cannot hold what the run keeps.
     """
     check_held(run)
+    check_taught(run)
     world_size, node_size = run.trainer.world_size, run.trainer.ranks_per_node
     run.data.check_world_size(world_size)
     pairs = run.data.global_batch_size // world_size
     rows = min(pairs, run.trainer.micro_batch_size or pairs)
     spec, length = planned_spec(run), run.tokenizer.context_length if run.tokenizer else 0
     checkpointing = run.trainer.activation_checkpointing
-    towers = tower_costs(spec, text_length=length, activation_checkpointing=checkpointing)
+    towers = dict(tower_costs(spec, text_length=length, activation_checkpointing=checkpointing))
+    negatives = run.data.train.negatives_per_sample if run.data.train.negatives else 0
+    if negatives:
+        towers["text"] = towers["text"].times(1 + negatives)
     loss = run.objective.cost(
         pairs=pairs,
         dim=spec.embed_dim,
         world_size=world_size,
         node_size=node_size,
         labels=run.data.train.labels_per_sample or 1,
+        negatives=negatives,
     )
     parameters = sum(tower.parameters for tower in towers.values())
     memory = _memory(run, parameters, world_size) | {"activations": _activations(run, towers, rows)}
     received = _parameter_traffic(run.trainer, parameters, world_size, parts=-(-pairs // rows))
     traffic = {"gradients and weights": received}
     flops = {f"{name} tower": 3 * tower.forward_flops for name, tower in towers.items()}
+    if run.objective.needs_teacher:
+        flops |= {"teacher": sum(tower.forward_flops for tower in towers.values())}
     if again := _flops_again(towers, in_parts=rows < pairs):
         flops |= {"computed again": again}
     if loss is not None:
@@ -59,11 +66,12 @@ def plan(run: Run) -> str:
         memory |= {"class centres": loss.centres_bytes} if loss.centres_bytes else {}
         traffic |= {"loss": loss.traffic_bytes}
         flops |= {"loss": loss.flops // pairs}
+    said = f"{1 + negatives} texts a pair" if negatives else "texts"
     counts = {name: tower.parameters for name, tower in towers.items()}
     return "\n".join(
         [
             f"{run.data.global_batch_size} pairs a step on {world_size} ranks, {pairs} on each, towers see "
-            f"{rows} at once" + (f"; texts of {length} tokens, the most there can be" if length else ""),
+            f"{rows} at once" + (f"; {said} of {length} tokens, the most there can be" if length else ""),
             *_block("parameters, millions", counts, 10**6),
             *_block("memory of a rank, MiB", memory, MIB),
             *_block("received by a rank in a step, MiB", traffic, MIB),

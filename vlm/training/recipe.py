@@ -38,6 +38,8 @@ class Trainer:
         micro_batch_size: rows that the towers of a rank see at once; null: all. The loss stays that of the
             whole batch, each row is encoded once more.
         ema_decay: of an average of the weights over the steps, which checkpoints hold too; null: none.
+        ema_warmup: whether the average forgets faster at first, so that it soon leaves random weights behind;
+            false where it is to remember those that the run begins with, as a teacher does.
         activation_checkpointing: blocks of the towers keep their input alone for the backward, and run
             forward again in it.
         compile: what torch.compile makes programs of in training, blocks or whole towers; null: nothing.
@@ -54,6 +56,7 @@ class Trainer:
     gradient_clip: float | None
     micro_batch_size: int | None
     ema_decay: float | None
+    ema_warmup: bool
     activation_checkpointing: bool
     compile: Compile | None
     log_every_n_steps: int

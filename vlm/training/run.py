@@ -32,6 +32,7 @@ from vlm.training.agreement import (
     check_frozen_weights,
     check_held,
     check_sizes,
+    check_taught,
 )
 from vlm.training.broken import BrokenSamples
 from vlm.training.callbacks import GO_ON, Checkpoint, Evaluate, StepLog, TimedLoader
@@ -64,6 +65,7 @@ def train(run: Run) -> Path:
     run.schedule.check(run.trainer.max_steps)
     check_best(run)
     check_held(run)
+    check_taught(run)
     engine = run.trainer.engine()
     trainer = run.trainer.build(engine, logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
@@ -138,6 +140,7 @@ def build_module(
         max_steps=run.trainer.max_steps,
         micro_batch_size=run.trainer.micro_batch_size,
         ema_decay=run.trainer.ema_decay,
+        ema_warmup=run.trainer.ema_warmup,
         tower_options=run.trainer.tower_options,
         seed=run.seed,
         resume_from=resume_from,

@@ -19,7 +19,8 @@ class Work:
     """Adds up the operations of steps: two for each multiply-add, a backward as two forwards, nothing twice:
     not what activation checkpointing or micro-batches run again.
 
-    Padding up to the longest text of a batch counts, as the tower computes it; the loss does not count.
+    Padding up to the longest text of a batch counts, as the tower computes it; the loss does not count, nor
+    does a teacher.
     """
 
     def __init__(self, image: float = 0.0, text: tuple[float, float] = (0.0, 0.0), peak: float | None = None):
@@ -49,7 +50,8 @@ class Work:
     def add(self, batch: Batch) -> None:
         """A step over these rows."""
         rows, length = len(batch["image"]), batch["text"].shape[1] if "text" in batch else 0
-        self._flops += 3 * rows * (self.image + self.text[0] * length + self.text[1] * length**2)
+        texts = rows + (batch["negative_mask"].numel() if "negative_mask" in batch else 0)
+        self._flops += 3 * rows * self.image + 3 * texts * (self.text[0] * length + self.text[1] * length**2)
 
     def read(self) -> dict[str, float]:
         """`tflops`, and `mfu` on a GPU whose peak is known, both times seconds, since the last reading."""

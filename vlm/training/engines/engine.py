@@ -60,13 +60,19 @@ class Engine:
 
         Nothing but the towers runs under autocast: losses and what is computed backward are not made for it.
         """
-        autocast = torch.autocast(
-            module.device.type,
+        return cast(Encode, self._autocast(module.device)(partial(objective.encode, model)))
+
+    def teach(self, module: L.LightningModule, objective: Objective, teacher: DualEncoder) -> Encode:
+        """`objective.teach` of a micro-batch, in the same precision."""
+        return cast(Encode, self._autocast(module.device)(torch.no_grad()(partial(objective.teach, teacher))))
+
+    def _autocast(self, device: torch.device) -> torch.autocast:
+        return torch.autocast(
+            device.type,
             torch.bfloat16,
             enabled=self.precision == "bf16-mixed",
             cache_enabled=False,  # what is cast without a graph, for micro-batches, would be met by the next
         )
-        return cast(Encode, autocast(partial(objective.encode, model)))
 
     def backward(self, module: L.LightningModule, loss: Tensor, *, last: bool) -> None:
         """Add the gradients of one micro-batch; after the last they are averaged over ranks."""
