@@ -15,8 +15,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from vlm.data.negatives import parse_negatives
+from vlm.data.sidecar import sidecar_path
 from vlm.data.toy import write_toy
-from vlm.data.toy.captions import CHINESE, LANGUAGES, Statement, replaced, swapped, true_statement, wordings
+from vlm.data.toy.captions import (
+    CHINESE,
+    LANGUAGES,
+    Statement,
+    lies,
+    replaced,
+    swapped,
+    true_statement,
+    wordings,
+)
 from vlm.data.toy.drawing import draw_scene
 from vlm.data.toy.scenes import (
     ATTRIBUTES,
@@ -124,8 +135,10 @@ def test_training_images_have_one_to_three_objects_and_a_relation_to_the_first(t
 
 
 def geometric_relation(a: dict[str, Any], b: dict[str, Any]) -> str:
+    """One word, or two at once, which no caption says, where they stand across from each other."""
     dx, dy = (b["centre"][axis] - a["centre"][axis] for axis in (0, 1))
-    assert max(abs(dx), abs(dy)) > 4 * min(abs(dx), abs(dy)), "a scene with two relations at once"
+    if max(abs(dx), abs(dy)) <= 4 * min(abs(dx), abs(dy)):
+        return f"{'left' if dx > 0 else 'right'} {'above' if dy > 0 else 'below'}"
     if abs(dx) > abs(dy):
         return "left" if dx > 0 else "right"
     return "above" if dy > 0 else "below"
@@ -222,18 +235,48 @@ def test_true_captions_hold_and_lies_do_not() -> None:
     for _ in range(300):
         scene = choice_scene(rng)
         truth = true_statement(scene, sizes=True)
-        lies = [replaced(truth, attribute, rng) for attribute in ATTRIBUTES]
-        lies += [swap for a in (*ATTRIBUTES, "relation") if (swap := swapped(truth, a)) is not None]
+        wrong = lies(truth, rng)
+        assert {f"replace_{attribute}" for attribute in ATTRIBUTES} < wrong.keys()
         assert holds(truth, scene)
-        assert not any(holds(lie, scene) for lie in lies)
-        assert not any(thing.kind.held_out for lie in lies for thing in lie.things)
+        assert not any(holds(lie, scene) for lie in wrong.values())
+        assert not any(thing.kind.held_out for lie in wrong.values() for thing in lie.things)
 
 
-def test_training_captions_hold() -> None:
+def test_lies_about_held_out_kinds_name_held_out_kinds() -> None:
+    rng = Random(2)
+    told = Counter()
+    for _ in range(300):
+        scene = choice_scene(rng, kinds=HELD_OUT_KINDS)
+        wrong = lies(true_statement(scene, sizes=True), rng)
+        told.update(wrong.keys())
+        assert not any(holds(lie, scene) for lie in wrong.values())
+        assert all(thing.kind.held_out for lie in wrong.values() for thing in lie.things)
+    assert told["swap_relation"] == 300
+    assert min(told[rule] for rule in ("replace_colour", "replace_shape", "swap_colour", "swap_size")) > 20
+
+
+def test_training_captions_hold_and_the_lies_about_them_do_not() -> None:
     rng = Random(3)
     for _ in range(300):
         scene = training_scene(rng, shares=SHARES)
-        assert holds(true_statement(scene, sizes=rng.random() < 0.5), scene)
+        truth = true_statement(scene, sizes=rng.random() < 0.5)
+        wrong = lies(truth, rng)
+        assert holds(truth, scene)
+        assert wrong
+        assert not any(holds(lie, scene) for lie in wrong.values())
+        assert not any(thing.kind.held_out for lie in wrong.values() for thing in lie.things)
+        assert any(rule.startswith("swap") for rule in wrong) == (len(scene.things) > 1)
+
+
+def test_negatives_lie_beside_the_training_shards(toy: Path) -> None:
+    samples = read(toy / "train")
+    files = [sidecar_path(str(shard), "negatives") for shard in sorted((toy / "train").glob("*.tar"))]
+    found = [row for file in files for row in parse_negatives(Path(file).read_bytes())]
+    assert [row.key for row in found] == [sample["key"] for sample in samples]
+    for row, sample in zip(found, samples, strict=True):
+        captions = {sample["json"][f"caption_{language}"] for language in LANGUAGES}
+        assert {negative.caption for negative in row.negatives} == captions
+        assert not captions & {negative.negative for negative in row.negatives}
 
 
 def test_a_swap_has_exactly_the_words_and_characters_of_the_truth(choice: list[dict[str, Any]]) -> None:
@@ -284,11 +327,11 @@ def test_reading_alone_does_not_tell_a_lie_from_the_truth(kind: str) -> None:
     for _ in range(4000):
         truth = true_statement(choice_scene(rng), sizes=True)
         names = ATTRIBUTES if kind == "replaced" else (*ATTRIBUTES, "relation")
-        lies = [replaced(truth, a, rng) if kind == "replaced" else swapped(truth, a) for a in names]
-        pairs.append((wordings(truth, "en")[0], [wordings(lie, "en")[0] for lie in lies if lie is not None]))
+        wrong = [replaced(truth, a, rng) if kind == "replaced" else swapped(truth, a) for a in names]
+        pairs.append((wordings(truth, "en")[0], [wordings(lie, "en")[0] for lie in wrong if lie is not None]))
     counts = {True: Counter[str](), False: Counter[str]()}
-    for truth, lies in pairs[:2000]:
-        for lie in lies:
+    for truth, wrong in pairs[:2000]:
+        for lie in wrong:
             counts[True].update(_word_statistics(truth) - _word_statistics(lie))
             counts[False].update(_word_statistics(lie) - _word_statistics(truth))
 
@@ -298,8 +341,8 @@ def test_reading_alone_does_not_tell_a_lie_from_the_truth(kind: str) -> None:
     right = [
         score(_word_statistics(truth) - _word_statistics(lie))
         > score(_word_statistics(lie) - _word_statistics(truth))
-        for truth, lies in pairs[2000:]
-        for lie in lies
+        for truth, wrong in pairs[2000:]
+        for lie in wrong
     ]
     assert abs(sum(right) / len(right) - 0.5) < 0.04
 
@@ -314,6 +357,8 @@ def contents(folder: Path) -> dict[str, bytes]:
 def test_another_process_with_another_hash_seed_writes_the_same_bytes(toy: Path, tmp_path: Path) -> None:
     code = f"""
 from pathlib import Path
+from vlm.data.negatives import parse_negatives
+from vlm.data.sidecar import sidecar_path
 from vlm.data.toy import write_toy
 write_toy(Path("scenes"), **{SMALL}, progress=False)
 """

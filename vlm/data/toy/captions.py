@@ -92,32 +92,50 @@ def true_statement(scene: Scene, *, sizes: bool) -> Statement:
     return Statement(things=scene.things, relations=scene.relations, sizes=sizes)
 
 
-def replaced(statement: Statement, attribute: str, rng: Random) -> Statement:
-    """One of two things with another value of `attribute`, of a seen kind and unlike the other thing.
+def replaced(statement: Statement, attribute: str, rng: Random) -> Statement | None:
+    """One of the things with another value of `attribute`, unlike the others; None where there is no such.
 
-    Like every lie here it is as probable a caption as the truth: reading alone does not tell them apart.
+    Like every lie here it is as probable a caption as the truth: of seen kinds where the truth is, else of
+    held-out ones. Reading alone does not tell them apart.
     """
-    position = rng.randrange(2)
-    thing, other = statement.things[position], statement.things[1 - position]
-    taken = {thing.value(attribute)} | ({other.value(attribute)} if attribute != "size" else set())
+    position = rng.randrange(len(statement.things))
+    thing = statement.things[position]
+    others = [other for place, other in enumerate(statement.things) if place != position]
+    taken = {thing.value(attribute)}
+    if attribute != "size":
+        taken |= {other.value(attribute) for other in others}
     options = [thing.having(attribute, value) for value in ATTRIBUTES[attribute] if value not in taken]
-    changed = rng.choice([option for option in options if not option.kind.held_out])
-    things = (changed, other) if position == 0 else (other, changed)
-    return replace(statement, things=things)
+    options = [option for option in options if option.kind.held_out == thing.kind.held_out]
+    if not options:
+        return None
+    things = list(statement.things)
+    things[position] = rng.choice(options)
+    return replace(statement, things=tuple(things))
 
 
 def swapped(statement: Statement, attribute: str) -> Statement | None:
-    """The two things with their values of `attribute` exchanged (`relation`: with their places exchanged).
+    """The first two things with their values of `attribute` exchanged (`relation`: their places).
 
-    None where that changes nothing, or makes a held-out kind, which no true caption names.
+    None where that changes nothing, or makes held-out kinds of seen ones or the reverse.
     """
-    first, second = statement.things
+    first, second, *others = statement.things
     if attribute == "relation":
-        return replace(statement, things=(second, first))
+        return replace(statement, things=(second, first, *others))
     if first.value(attribute) == second.value(attribute):
         return None
     things = (
         first.having(attribute, second.value(attribute)),
         second.having(attribute, first.value(attribute)),
     )
-    return None if any(thing.kind.held_out for thing in things) else replace(statement, things=things)
+    if any(lie.kind.held_out != first.kind.held_out for lie in things):
+        return None
+    return replace(statement, things=(*things, *others))
+
+
+def lies(statement: Statement, rng: Random) -> dict[str, Statement]:
+    """Every lie that the statement allows, by what was done: `replace_colour`, `swap_relation`."""
+    named = [name for name in ATTRIBUTES if statement.sizes or name != "size"]
+    found = {f"replace_{attribute}": replaced(statement, attribute, rng) for attribute in named}
+    if len(statement.things) > 1:
+        found |= {f"swap_{attribute}": swapped(statement, attribute) for attribute in (*named, "relation")}
+    return {rule: lie for rule, lie in found.items() if lie is not None}

@@ -124,10 +124,10 @@ def training_scene(rng: Random, *, shares: tuple[float, float, float]) -> Scene:
     return single_scene(kinds[0], rng) if count == 1 else scene_of(kinds, rng)
 
 
-def choice_scene(rng: Random) -> Scene:
-    """Two things of seen kinds that differ in colour, texture and shape, so that every swap is a lie."""
+def choice_scene(rng: Random, *, kinds: tuple[Kind, ...] = SEEN_KINDS) -> Scene:
+    """Two things of some kinds that differ in colour, texture and shape, so that every swap is a lie."""
     while True:
-        first, second = rng.sample(SEEN_KINDS, 2)
+        first, second = rng.sample(kinds, 2)
         shared = (first.colour == second.colour, first.texture == second.texture, first.shape == second.shape)
         if not any(shared):
             return scene_of([first, second], rng)

@@ -14,14 +14,15 @@ from typing import Any
 from filelock import FileLock
 from tqdm import tqdm
 
+from vlm.data.negatives import Negative, write_negatives
+from vlm.data.sidecar import sidecar_path
 from vlm.data.toy.captions import (
     CLASS_TEMPLATES,
     LANGUAGES,
     Language,
     Statement,
     class_name,
-    replaced,
-    swapped,
+    lies,
     true_statement,
     wordings,
 )
@@ -41,7 +42,7 @@ from vlm.data.writer import ShardWriter
 from vlm.errors import DataError
 from vlm.files import DRAFT, writing
 
-_FORMAT = 1
+_FORMAT = 2
 _SCENE_SHARES = (0.5, 0.4, 0.1)
 """Training images with one, two and three things."""
 _SHARD_SAMPLES = 1000
@@ -82,9 +83,10 @@ def write_toy(
 ) -> None:
     """Write the toy data set, whole or not at all; return at once where the same already lies.
 
-    `train` has scenes of one to three things of seen kinds. `test` (seen kinds) and `held_out` (kinds that
-    no training image has) show one thing each, to be classified among all kinds in `classes.json`. `choice`
-    shows two things, with captions that lie: `replaced_<language>`, `swapped_<language>` of the json member.
+    `train` has scenes of one to three things of seen kinds, and beside its shards hard negatives of the
+    captions. `test` (seen kinds) and `held_out` (kinds that no training image has) show one thing each, to be
+    classified among all kinds in `classes.json`. `choice` and `choice_held_out` show two things, with lies
+    about them: `replaced_<language>`, `swapped_<language>` of the json member.
 
     Sample i of a set depends on `seed` and i alone, not on the number of samples.
 
@@ -147,7 +149,8 @@ def _write_all(folder: Path, settings: ToySettings, *, progress: bool) -> None:
         "train": (settings.num_train, _training_sample),
         "test": (settings.num_test, partial(_class_sample, kinds=SEEN_KINDS)),
         "held_out": (settings.num_held_out, partial(_class_sample, kinds=HELD_OUT_KINDS)),
-        "choice": (settings.num_choice, _choice_sample),
+        "choice": (settings.num_choice, partial(_choice_sample, kinds=SEEN_KINDS)),
+        "choice_held_out": (settings.num_choice, partial(_choice_sample, kinds=HELD_OUT_KINDS)),
     }
     total = sum(count for count, _ in samplers.values())
     hidden = None if progress else True  # None: where there is no terminal
@@ -157,11 +160,30 @@ def _write_all(folder: Path, settings: ToySettings, *, progress: bool) -> None:
                 for key, members in _samples(name, count, sampler, settings):
                     writer.write(key, members)
                     bar.update()
+    _write_negatives(folder / "train", settings)
     _write_json(folder / "classes.json", _classes())
     for language in LANGUAGES:
         templates = "\n".join(CLASS_TEMPLATES[language]) + "\n"
         (folder / f"templates_{language}.txt").write_text(templates, "utf-8")
     _write_json(folder / "toy.json", _record(settings))
+
+
+def _write_negatives(folder: Path, settings: ToySettings) -> None:
+    """Beside the shards of `train`, for each sample."""
+    for shard, first in enumerate(range(0, settings.num_train, _SHARD_SAMPLES)):
+        numbers = range(first, min(first + _SHARD_SAMPLES, settings.num_train))
+        write_negatives(
+            Path(sidecar_path(str(folder / f"{shard:05d}.tar"), "negatives")),
+            [_key("train", i) for i in numbers],
+            [_training_negatives(settings, i) for i in numbers],
+            maker="toy scenes",
+            seed=settings.seed,
+            made_by=f"toy scenes, format {_FORMAT}",
+        )
+
+
+def _key(name: str, i: int) -> str:
+    return f"{name}_{i:06d}"
 
 
 def _write_json(path: Path, value: object) -> None:
@@ -184,7 +206,7 @@ def _samples(
         scene, fields = sampler(i, rng)
         picture = io.BytesIO()
         draw_scene(scene, image_size=settings.image_size, rng=rng).save(picture, "png")
-        yield f"{name}_{i:06d}", _members(scene, fields, picture.getvalue())
+        yield _key(name, i), _members(scene, fields, picture.getvalue())
 
 
 def _members(scene: Scene, fields: Fields, picture: bytes) -> dict[str, bytes]:
@@ -209,35 +231,51 @@ def _objects(scene: Scene) -> list[Fields]:
     ]
 
 
-def _true_captions(scene: Scene, rng: Random) -> Fields:
-    """A true caption in each language, with or without sizes."""
+def _true_captions(scene: Scene, rng: Random) -> tuple[Statement, Fields]:
+    """A true caption in each language, with or without sizes, and what they say."""
     statement = true_statement(scene, sizes=rng.random() < 0.5)
-    return {f"caption_{language}": rng.choice(wordings(statement, language)) for language in LANGUAGES}
+    chosen = {f"caption_{language}": rng.choice(wordings(statement, language)) for language in LANGUAGES}
+    return statement, chosen
 
 
 def _training_sample(_: int, rng: Random) -> tuple[Scene, Fields]:
     scene = training_scene(rng, shares=_SCENE_SHARES)
-    return scene, _true_captions(scene, rng)
+    return scene, _true_captions(scene, rng)[1]
+
+
+def _training_negatives(settings: ToySettings, i: int) -> list[Negative]:
+    """Lies about training sample i, in the wording of each of its captions."""
+    rng = Random(f"{settings.seed}/train/{i}")
+    statement, captions = _true_captions(training_scene(rng, shares=_SCENE_SHARES), rng)
+    wrong = lies(statement, Random(f"{settings.seed}/train/{i}/negatives"))
+    found = []
+    for language in LANGUAGES:
+        caption = captions[f"caption_{language}"]
+        wording = wordings(statement, language).index(caption)
+        found += [Negative(caption, wordings(lie, language)[wording], rule) for rule, lie in wrong.items()]
+    return found
 
 
 def _class_sample(i: int, rng: Random, *, kinds: tuple[Kind, ...]) -> tuple[Scene, Fields]:
     scene = single_scene(kinds[i % len(kinds)], rng)
-    return scene, _true_captions(scene, rng)
+    return scene, _true_captions(scene, rng)[1]
 
 
-def _choice_sample(_: int, rng: Random) -> tuple[Scene, Fields]:
+def _choice_sample(_: int, rng: Random, *, kinds: tuple[Kind, ...]) -> tuple[Scene, Fields]:
     """A scene, a true caption, and lies in the same wording, one for each attribute that allows it."""
-    scene = choice_scene(rng)
+    scene = choice_scene(rng, kinds=kinds)
     truth = true_statement(scene, sizes=True)
-    replacements = {attribute: replaced(truth, attribute, rng) for attribute in ATTRIBUTES}
-    swaps = {attribute: swapped(truth, attribute) for attribute in (*ATTRIBUTES, "relation")}
-    possible = {attribute: swap for attribute, swap in swaps.items() if swap is not None}
-    fields: Fields = {"replaced": list(replacements), "swapped": list(possible)}
+    wrong = lies(truth, rng)
+    kinds_of_lies = {
+        name: {rule.removeprefix(prefix): lie for rule, lie in wrong.items() if rule.startswith(prefix)}
+        for name, prefix in (("replaced", "replace_"), ("swapped", "swap_"))
+    }
+    fields: Fields = {name: list(some) for name, some in kinds_of_lies.items()}
     for language in LANGUAGES:
         wording = rng.randrange(len(wordings(truth, language)))
         fields[f"caption_{language}"] = wordings(truth, language)[wording]
-        fields[f"replaced_{language}"] = _worded(replacements, language, wording)
-        fields[f"swapped_{language}"] = _worded(possible, language, wording)
+        for name, some in kinds_of_lies.items():
+            fields[f"{name}_{language}"] = _worded(some, language, wording)
     return scene, fields
 
 
