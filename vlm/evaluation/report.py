@@ -160,7 +160,10 @@ def _pictures(details: Mapping[str, Any], preprocess: Preprocess) -> dict[int, s
     positions = sorted(set(details["pictures"]))
     if not positions:
         return {}
-    images = read_images(open_shards(details["shards"], key="shards"), positions)
+    if "files" in details:
+        images = [details["files"][position].open() for position in positions]
+    else:
+        images = read_images(open_shards(details["shards"], key="shards"), positions)
     return dict(zip(positions, _data_uris(images, preprocess), strict=True))
 
 
