@@ -45,7 +45,7 @@ def _part(image: Image.Image, box: tuple[float, float, float, float]) -> Image.I
 
 
 class ImageFileBatches(Numbered[EvalBatch]):
-    """Batch j of a list of image files for every j ≡ rank modulo the number of ranks; without records."""
+    """Batch j of a list of image files for every j ≡ rank modulo the number of ranks; the key is the path."""
 
     def __init__(
         self,
@@ -72,7 +72,8 @@ class ImageFileBatches(Numbered[EvalBatch]):
             rows = range(start, min(start + self._batch_size, len(self._files)))
             images = [self._pixels(self._files[row]) for row in rows]
             images = images or [torch.zeros(3, side, side, dtype=torch.uint8)]
-            yield EvalBatch(torch.tensor(rows, dtype=torch.int64), torch.stack(images), [])
+            records = [{"key": self._files[row].path} for row in rows]
+            yield EvalBatch(torch.tensor(rows, dtype=torch.int64), torch.stack(images), records)
 
     def _pixels(self, file: ImageFile) -> UInt8[Tensor, "3 h w"]:
         try:

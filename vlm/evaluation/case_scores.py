@@ -80,13 +80,18 @@ def by_category(
         if category is not None:
             categories.setdefault(category, []).append(value)
     means = {category: _mean(found) for category, found in categories.items()}
-    metrics = {f"{'_'.join(category.split())}_{name}": mean for category, mean in means.items()}
+    metrics = {metric_of(category, name): mean for category, mean in means.items()}
     if len(categories) != 1:
         metrics[name] = _mean([value for _, value in known])
     counted = [means[name] for name, found in categories.items() if macro.counts(name, len(found))]
     if len(categories) > 1 and counted:
         metrics[f"macro_{name}"] = _mean(counted)
     return metrics
+
+
+def metric_of(category: str, name: str) -> str:
+    """`<category>_<name>`, without blanks."""
+    return f"{'_'.join(category.split())}_{name}"
 
 
 class GroupContests(NamedTuple):
@@ -155,8 +160,12 @@ def group_chance(groups: Mapping[str, GroupContests]) -> dict[str, float]:
     That of `group_score` is known where every true pair of a group is compared with every false one.
     """
     chance = {
-        "text_score": _mean([math.prod(c.guess for c in group.text) for group in groups.values()]),
-        "image_score": _mean([math.prod(c.guess for c in group.image.values()) for group in groups.values()]),
+        "text_score": _mean(
+            [math.prod((c.guess for c in group.text), start=1.0) for group in groups.values()]
+        ),
+        "image_score": _mean(
+            [math.prod((c.guess for c in group.image.values()), start=1.0) for group in groups.values()]
+        ),
     }
     whole = [(_whole(group), group) for group in groups.values()]
     if all(len(pairs.true) * len(pairs.false) == _comparisons(group) for pairs, group in whole):

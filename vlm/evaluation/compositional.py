@@ -1,6 +1,7 @@
 """Compositional understanding: does a picture prefer what is true of it to what is almost the same."""
 
 import logging
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
@@ -20,6 +21,7 @@ from vlm.evaluation.case_scores import (
     group_chance,
     group_contests,
     group_metrics,
+    metric_of,
     share_told_right,
 )
 from vlm.evaluation.cases import Cases, CaseSource
@@ -115,6 +117,7 @@ class Compositional:
         notes["num_groups"] = _measure_groups(found, cases, contests)
         if self.tune is not None:
             notes["threshold"] = self._measure_true_false(found, contests, embedder)
+        counts = Counter(case.category for case in cases.cases if case.category is not None)
         examples = case_examples(cases, contests) | group_examples(cases, contests)
         shown = pictures_of(examples)
         return Result(
@@ -123,7 +126,12 @@ class Compositional:
             chance=found.chance,
             text_only=self._of_text_alone(cases),
             num_samples=len(set(cases.picture)),
-            details={"examples": examples, "pictures": shown, **self.source.shown(shown)},
+            details={
+                "examples": examples,
+                "counts": {metric_of(category, "acc"): count for category, count in counts.items()},
+                "pictures": shown,
+                **self.source.shown(shown),
+            },
             notes=notes,
         )
 

@@ -31,6 +31,14 @@ LABELS = {
     "mean_per_class_recall": "mean per class",
     "map": "mAP",
     "map@r": "mAP@R",
+    "acc": "all cases",
+    "macro_acc": "mean of the categories",
+    "tot_acc": "all cases, captions alone",
+    "macro_tot_acc": "mean of the categories, captions alone",
+    "text_score": "groups: captions of each picture",
+    "image_score": "groups: pictures of each caption",
+    "group_score": "groups: both",
+    "true_false_acc": "true or false, by a threshold",
 }
 """Column titles; a metric that is not here is shown by its own name."""
 
@@ -118,6 +126,8 @@ def label(metric: str) -> str:
     """The title of a metric's column."""
     if metric.startswith("image_to_image_recall@"):
         return metric.replace("image_to_image_recall", "R")
+    if metric.endswith("_tot_acc") and metric not in LABELS:
+        return f"{label(metric.removesuffix('_tot_acc'))}, captions alone"
     return LABELS.get(metric, metric.removesuffix("_acc").replace("_", " "))
 
 
