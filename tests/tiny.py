@@ -65,7 +65,7 @@ def write_tiny_shards(folder: Path, *, num_samples: int, max_samples: int = 5) -
                 "colour": name,
                 "caption_en": f"a {name} square",
                 "caption_zh": f"{CHINESE[name]}的正方形",
-                "false": ["a square grey", f"a {list(COLOURS)[number - 1]} square"],
+                "false_captions": ["a square grey", f"a {list(COLOURS)[number - 1]} square"],
             }
             writer.write(
                 f"{row:06d}",
@@ -87,7 +87,11 @@ def write_tiny_cases(folder: Path) -> Path:
         name, other = (list(COLOURS)[(row + step) % 2 + 2 * (row % 4 > 1)] for step in (0, 1))
         if row < 9:
             Image.new("RGB", (20, 20), COLOURS[name]).save(folder / "squares" / f"{row}.png")
-        case = {"image": f"squares/{row}.png", "true": f"a {name} square", "false": [f"a {other} square"]}
+        case = {
+            "image": f"squares/{row}.png",
+            "true_captions": f"a {name} square",
+            "false_captions": [f"a {other} square"],
+        }
         lines.append(json.dumps(case | {"group": str(row // 2), "category": ("one", "two")[row % 3 % 2]}))
     (folder / "cases.jsonl").write_text("\n".join(lines))
     return folder / "cases.jsonl"

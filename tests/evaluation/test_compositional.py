@@ -11,8 +11,8 @@ from vlm.errors import DataError
 from vlm.evaluation import CasesFromFiles, CasesFromShards, Compositional
 
 TOY = [
-    {"category": "replaced", "true": "txt", "each_false": "json.replaced"},
-    {"category": "swapped", "true": "txt", "each_false": "json.swapped"},
+    {"category": "replaced", "true_captions": "txt", "each_false_caption": "json.replaced"},
+    {"category": "swapped", "true_captions": "txt", "each_false_caption": "json.swapped"},
 ]
 
 
@@ -45,7 +45,7 @@ def test_each_false_caption_of_a_sample_is_a_case_and_kinds_are_apart() -> None:
 
 
 def test_a_kind_that_no_sample_has_is_refused() -> None:
-    fields = [*TOY, {"true": "txt", "each_false": "json.added"}]
+    fields = [*TOY, {"true_captions": "txt", "each_false_caption": "json.added"}]
     with pytest.raises(DataError, match=r"cases.fields: no sample of x.tar has anything in 'json.added'"):
         Compositional(CasesFromShards("x.tar", fields=fields))(samples())
 
@@ -96,7 +96,11 @@ def test_accuracies_equal_a_plain_recomputation_in_double_precision(tmp_path: Pa
     texts = [f"caption {number}" for number in range(50)]
     rng = random.Random(0)
     cases: list[dict[str, object]] = [
-        {"true": rng.choice(texts), "false": rng.choice(texts), "category": rng.choice(["a", "b", "c"])}
+        {
+            "true_captions": rng.choice(texts),
+            "false_captions": rng.choice(texts),
+            "category": rng.choice(["a", "b", "c"]),
+        }
         for _ in range(300)
     ]
     embedder = random_vectors(300, texts)
@@ -107,8 +111,8 @@ def test_accuracies_equal_a_plain_recomputation_in_double_precision(tmp_path: Pa
             torch.tensor(vector, dtype=torch.float32).double()
             for vector in (
                 embedder.rows[row],
-                embedder.vectors[case["true"]],
-                embedder.vectors[case["false"]],
+                embedder.vectors[case["true_captions"]],
+                embedder.vectors[case["false_captions"]],
             )
         )
         margin = float(picture @ true - picture @ false)
@@ -124,7 +128,7 @@ def test_accuracies_equal_a_plain_recomputation_in_double_precision(tmp_path: Pa
 def test_two_true_captions_have_to_beat_the_false_one_and_are_compared_without_the_picture(
     tmp_path: Path,
 ) -> None:
-    cases: list[dict[str, object]] = [{"true": ["near", "far"], "false": ["wrong"]}] * 2
+    cases: list[dict[str, object]] = [{"true_captions": ["near", "far"], "false_captions": ["wrong"]}] * 2
     embedder = FakeEmbedder(
         texts={"near": [1.0, 0.0, 0.0], "far": [0.8, 0.6, 0.0], "wrong": [0.6, 0.0, 0.8]},
         images=[[1.0, 0.0, 0.0], [0.0, 0.1, 1.0]],
@@ -138,7 +142,7 @@ def test_two_true_captions_have_to_beat_the_false_one_and_are_compared_without_t
 def test_missing_pictures_are_counted_and_break_their_groups(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pair = [{"true": "t0", "false": "t1"}, {"true": "t1", "false": "t0"}]
+    pair = [{"true_captions": "t0", "false_captions": "t1"}, {"true_captions": "t1", "false_captions": "t0"}]
     cases = [case | {"group": group} for group in ("x", "y") for case in pair]
     evaluator = Compositional(write_cases(tmp_path, cases, missing=(3,)))
     with caplog.at_level(logging.WARNING):
@@ -152,13 +156,15 @@ def test_missing_pictures_are_counted_and_break_their_groups(
 
 
 def test_cases_that_compare_nothing_are_refused(tmp_path: Path) -> None:
-    evaluator = Compositional(write_cases(tmp_path, [{"true": "t"}, {"false": "t"}]))
+    evaluator = Compositional(write_cases(tmp_path, [{"true_captions": "t"}, {"false_captions": "t"}]))
     with pytest.raises(DataError, match=r"none of 2 has both true and false captions, or a group"):
         evaluator.check()
 
 
 def test_the_captions_alone_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    cases: list[dict[str, object]] = [{"true": f"a {n}", "false": f"no {n}"} for n in range(30)]
+    cases: list[dict[str, object]] = [
+        {"true_captions": f"a {n}", "false_captions": f"no {n}"} for n in range(30)
+    ]
     evaluator = Compositional(write_cases(tmp_path, cases))
     embedder = random_vectors(30, [f"{word} {n}" for word in ("a", "no") for n in range(30)])
     first = evaluator(embedder).text_only

@@ -40,7 +40,9 @@ def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
         ),
         "retrieval": Retrieval(shards, ["json.caption_en", "json.caption_zh"], relevance="json.colour"),
         "choice": Compositional(
-            CasesFromShards(shards, fields={"true": "json.caption_en", "each_false": "json.false"})
+            CasesFromShards(
+                shards, fields={"true_captions": "json.caption_en", "each_false_caption": "json.false"}
+            )
         ),
         "files": Compositional(CasesFromFiles(str(cases), str(cases.parent))),
         "knn": NearestNeighbours(train, test, label="json.colour", k=3, temperature=0.07),

@@ -79,7 +79,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
         "names": ZeroShot(shards, classes, label="json.colour", templates=["{c}"]),
         "search": Retrieval(shards, ["txt"], relevance="json.colour"),
         "choice": Compositional(
-            CasesFromShards(shards, fields={"true": "json.caption_en", "each_false": "json.false"})
+            CasesFromShards(
+                shards, fields={"true_captions": "json.caption_en", "each_false_caption": "json.false"}
+            )
         ),
         "files": Compositional(CasesFromFiles(str(cases), str(cases.parent))),
         "knn": NearestNeighbours(train, test, label="json.colour", k=3, temperature=0.07),

@@ -11,11 +11,11 @@ from vlm.schema import unknown_key_message
 Box = tuple[float, float, float, float]
 """Left, top, width, height in pixels."""
 
-CAPTIONS = ("true", "false", "each_false", "options", "caption", "label")
+CAPTIONS = ("true_captions", "false_captions", "each_false_caption", "options", "caption", "label")
 TEXTS = ("image", "category", "group")
 NAMES = (*TEXTS, "box", *CAPTIONS)
 
-OWN_NAMES = ("image", "true", "false", "category", "group", "box")
+OWN_NAMES = ("image", "true_captions", "false_captions", "category", "group", "box")
 """Of the format that is documented here."""
 
 _FIELD = re.compile(r"\{([\w.]+)(?::0(\d{1,3}))?\}")
@@ -43,11 +43,11 @@ class CaseFields:
     """A mapping from what a case needs to the fields of an entry.
 
     `image`, `category` and `group` are texts in which `{field}` stands for a value (`{id:012}` pads a number
-    by zeros). All others name fields, or lists of fields: of the `true` and the `false` captions, which are
-    texts or lists of texts; `each_false`, whose captions make a case each and may be absent; `options`, a
-    list with the true caption first; or one `caption` and the `label` that says whether it is true. `box` is
-    a field with left, top, width, height, or four fields. A field within others is `json.caption`, an item of
-    a list `attributes.0`.
+    by zeros). All others name fields, or lists of them: `true_captions` and `false_captions`, texts or lists
+    of texts; `each_false_caption`, of which each makes a case and which may be absent; `options`, a list with
+    the true caption first; or one `caption` and the `label` that says whether it is true. `box` is a field
+    with left, top, width, height, or four fields. A field within others is `json.caption`, an item of a list
+    `attributes.0`.
 
     Raises:
         ConfigError: a name that is none of these, or no captions.
@@ -90,15 +90,15 @@ class CaseFields:
         ]
 
     def _captions(self, entry: Any) -> list[tuple[tuple[str, ...], tuple[str, ...]]]:
-        true, false = self._texts(entry, "true"), self._texts(entry, "false")
+        true, false = self._texts(entry, "true_captions"), self._texts(entry, "false_captions")
         if "options" in self.names:
             options = self._texts(entry, "options")
             true, false = true + options[:1], false + options[1:]
         if "label" in self.names:
             caption = self._texts(entry, "caption")
             true, false = (true + caption, false) if self._label(entry) else (true, false + caption)
-        if "each_false" in self.names:
-            each = self._texts(entry, "each_false", required=False)
+        if "each_false_caption" in self.names:
+            each = self._texts(entry, "each_false_caption", required=False)
             return [(_some(true), (*false, caption)) for caption in each]
         return [(true, false)] if true or false else [(_some(true), false)]
 
@@ -163,8 +163,8 @@ def own_fields(entry: Any, key: str) -> CaseFields:
                 f"has the field {name!r}, which the format of cases does not know ({', '.join(OWN_NAMES)}); "
                 f"for another format say by {key} which field holds what"
             )
-    if not {"true", "false"} & entry.keys():
-        raise FieldError("has neither true nor false captions")
+    if not {"true_captions", "false_captions"} & entry.keys():
+        raise FieldError("has neither true_captions nor false_captions")
     present = {name for name in OWN_NAMES if entry.get(name) is not None} | {"image"}
     return CaseFields({name: f"{{{name}}}" if name in TEXTS else name for name in sorted(present)}, key)
 

@@ -96,7 +96,7 @@ class CasesFromShards:
         ]
         for fields in self._fields:
             if not any(case for record in records for case in fields.cases(record)):
-                asked = fields.names["each_false"]
+                asked = fields.names["each_false_caption"]
                 raise DataError(f"cases.fields: no sample of {self.shards} has anything in {asked!r}")
         return Cases(cases=[case for _, case in found], picture=[row for row, _ in found])
 
@@ -122,7 +122,7 @@ class CasesFromFiles:
         images: Patterns,
         *,
         fields: Fields | None = None,
-        at_least: Mapping[str, float] | None = None,
+        at_least: Mapping[str, int | float] | None = None,
     ) -> None:
         self.files = files
         self.images = images

@@ -168,7 +168,7 @@ def _require_contests(cases: Cases) -> None:
     if not any(contest.is_open for contest in empty) and not group_contests(cases.cases, empty):
         raise DataError(
             f"cases: none of {len(empty)} has both true and false captions, or a group in which a caption is "
-            "true of one picture and false of another; set `false` and `group` in cases.fields"
+            "true of one picture and false of another; set false_captions or group in cases.fields"
         )
 
 
