@@ -65,7 +65,7 @@ def write_tiny_shards(folder: Path, *, num_samples: int, max_samples: int = 5) -
                 "colour": name,
                 "caption_en": f"a {name} square",
                 "caption_zh": f"{CHINESE[name]}的正方形",
-                "false_captions": ["a square grey", f"a {list(COLOURS)[number - 1]} square"],
+                "false": ["a square grey", f"a {list(COLOURS)[number - 1]} square"],
             }
             writer.write(
                 f"{row:06d}",

@@ -62,6 +62,7 @@ def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
             "texts": embedder.texts(TEXTS).tolist(),
             "metrics": {name: result.metrics for name, result in results.items()},
             "notes": {name: result.notes for name, result in results.items()},
+            "text_only": {name: result.text_only for name, result in results.items()},
             "details": {name: result.details for name, result in results.items()},
         }
     return found
