@@ -247,6 +247,12 @@ def test_bad_mappings_are_told_by_key(tmp_path: Path, fields: Any, message: str)
         CasesFromFiles(str(tmp_path), str(tmp_path), fields=fields)
 
 
+def test_what_is_no_source_of_cases_is_told_by_key() -> None:
+    node = {"_target_": "vlm.evaluation.Compositional", "cases": "x.json"}
+    with pytest.raises(ConfigError, match=r"mine.cases='x.json' is a str; expected CaseSource"):
+        build_evaluators({"images": ["a", "b"], "evaluators": {"mine": node}})
+
+
 def test_absent_files_and_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"cases.images=.*/no: no such folder"):
         CasesFromFiles("x.json", str(tmp_path / "no")).read()
