@@ -142,17 +142,17 @@ def test_two_true_captions_have_to_beat_the_false_one_and_are_compared_without_t
 def test_missing_pictures_are_counted_and_break_their_groups(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    pair = [{"true_captions": "t0", "false_captions": "t1"}, {"true_captions": "t1", "false_captions": "t0"}]
-    cases = [case | {"group": group} for group in ("x", "y") for case in pair]
-    evaluator = Compositional(write_cases(tmp_path, cases, missing=(3,)))
+    group = [{"true_captions": "t0"}, {"false_captions": "t0"}, {"false_captions": "t0"}]
+    cases: list[dict[str, object]] = [case | {"group": name} for name in ("x", "y") for case in group]
+    evaluator = Compositional(write_cases(tmp_path, cases, missing=(5,)))
     with caplog.at_level(logging.WARNING):
         evaluator.check()
     assert [record.getMessage() for record in caplog.records] == [
-        f"1 of 4 cases are left out: their pictures are missing, the first is {tmp_path / '3.png'}"
+        f"1 of 6 cases are left out: their pictures are missing, the first is {tmp_path / '5.png'}"
     ]
-    result = evaluator(random_vectors(3, ["t0", "t1"]))
+    result = evaluator(random_vectors(5, ["t0"]))
     found = {name: result.notes[name] for name in ("num_cases", "num_missing", "num_groups")}
-    assert found == {"num_cases": 3, "num_missing": 1, "num_groups": 1}
+    assert found == {"num_cases": 5, "num_missing": 1, "num_groups": 1}
 
 
 def test_cases_that_compare_nothing_are_refused(tmp_path: Path) -> None:
