@@ -1,10 +1,12 @@
 """An embedder whose vectors are written down, for tests of what is made of them."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from vlm.data import ImageFile
 from vlm.distributed import Topology
 from vlm.inference import Embedder, ImageEmbeddings
 
@@ -19,6 +21,11 @@ class FakeEmbedder(Embedder):
 
     def images(self, shards: str | Sequence[str]) -> ImageEmbeddings:
         return ImageEmbeddings(torch.tensor(self.rows, dtype=torch.float32), self.records)
+
+    def image_files(self, files: Sequence[ImageFile]) -> torch.Tensor:
+        """The written rows for files named by their number, such as `0.png`."""
+        rows = [self.rows[int(Path(file.path).stem)] for file in files]
+        return torch.tensor(rows, dtype=torch.float32)
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([self.vectors[text] for text in texts], dtype=torch.float32)

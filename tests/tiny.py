@@ -77,3 +77,21 @@ def write_tiny_shards(folder: Path, *, num_samples: int, max_samples: int = 5) -
                 },
             )
     return str(folder / "*.tar")
+
+
+def write_tiny_cases(folder: Path) -> Path:
+    """Nine squares as image files, in groups of two that share their captions, one of them missing."""
+    (folder / "squares").mkdir(parents=True, exist_ok=True)
+    lines = []
+    for row in range(10):
+        name, other = (list(COLOURS)[(row + step) % 2 + 2 * (row % 4 > 1)] for step in (0, 1))
+        if row < 9:
+            Image.new("RGB", (20, 20), COLOURS[name]).save(folder / "squares" / f"{row}.png")
+        case = {
+            "image": f"squares/{row}.png",
+            "true_captions": f"a {name} square",
+            "false_captions": [f"a {other} square"],
+        }
+        lines.append(json.dumps(case | {"group": str(row // 2), "category": ("one", "two")[row % 3 % 2]}))
+    (folder / "cases.jsonl").write_text("\n".join(lines))
+    return folder / "cases.jsonl"

@@ -186,7 +186,7 @@ def build_evaluators(suite: Any) -> dict[str, Any]:
     if not isinstance(suite, Mapping):
         raise ConfigError(f"suite={suite!r} is a {type(suite).__name__}; a suite maps names to evaluators")
     for name, value in suite.items():
-        if name != "evaluators" and not isinstance(value, str):  # a text is there for interpolation
+        if name != "evaluators" and not isinstance(value, str | list):  # these are there for interpolation
             raise ConfigError(unknown_key_message(str(name), ["evaluators"], where="suite"))
     nodes = suite.get("evaluators")
     if not isinstance(nodes, Mapping):
@@ -282,7 +282,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping) and all(
             _fits(item, typing.get_args(hint)[1]) for item in value.values()
         )
-    if dataclasses.is_dataclass(hint):
+    if dataclasses.is_dataclass(hint) or getattr(hint, "_is_protocol", False):
         return isinstance(value, Mapping) and "_target_" in value
     if isinstance(value, Mapping | list):
         return hint not in (int, float, str, bool, types.NoneType)

@@ -14,7 +14,8 @@ OPTIONS = [
 ]
 MODELS = sorted(path.stem for path in Path(config_dir(), "model").glob("*.yaml"))
 EXPERIMENTS = sorted(path.stem for path in Path(config_dir(), "experiment").glob("*.yaml"))
-SUITES = sorted(path.stem for path in Path(config_dir(), "suite").glob("*.yaml"))
+SUITE_DIR = Path(config_dir(), "suite")
+SUITES = sorted(str(path.relative_to(SUITE_DIR).with_suffix("")) for path in SUITE_DIR.rglob("*.yaml"))
 
 
 @pytest.mark.parametrize(("group", "option"), OPTIONS)

@@ -41,6 +41,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/speed.md": {"bash": 7},
     "docs/guides/weights.md": {"bash": 9, "output": 2},
     "docs/guides/evaluating.md": {"bash": 10, "python": 1, "yaml": 1, "output": 1},
+    "docs/guides/compositional.md": {"bash": 3, "yaml": 1},
     "docs/guides/virtual_classes.md": {"bash": 8, "python": 1, "output": 2},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
@@ -202,6 +203,7 @@ def place_what_readers_have(folder: Path) -> None:
             (folder / "pictures" / f"{key}.{extension}").write_bytes(content)
     rows = (f"pictures/{number:06d}.jpg,a picture of number {number}" for number in range(300))
     (folder / "photos.csv").write_text("\n".join(["filepath,title", *rows]) + "\n")
+    place_cases(folder)
     write_shards(folder / "web", [40, 40])
     place_models(folder)
     write_shards(folder / "archive", [40], suffix="tar.gz")
@@ -213,6 +215,17 @@ def place_what_readers_have(folder: Path) -> None:
     (colours / "test" / "nshards.txt").write_text("1")
     (colours / "classnames.txt").write_text("\n".join(COLOURS))
     (colours / "zeroshot_classification_templates.txt").write_text("a {c} square\n{c}\n")
+
+
+def place_cases(folder: Path) -> None:
+    """Cases in the documented format, and in one that takes a mapping, of the same pictures."""
+    cases = [
+        {"image": "000001.jpg", "true_captions": ["a green square"], "false_captions": ["a red square"]},
+        {"image": "000002.jpg", "true_captions": "a blue square", "false_captions": ["a square blue"]},
+    ]
+    (folder / "cases.jsonl").write_text("\n".join(map(json.dumps, cases)))
+    entries = [[number, "a square", "no square", {"relation": "none"}] for number in range(12)]
+    (folder / "spatial.json").write_text(json.dumps(entries))
 
 
 def place_models(folder: Path) -> None:

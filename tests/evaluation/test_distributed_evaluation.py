@@ -4,12 +4,14 @@ from typing import Any
 
 import pytest
 from gloo import run_gloo
-from tiny import COLOURS, tiny_loaded, write_tiny_shards
+from tiny import COLOURS, tiny_loaded, write_tiny_cases, write_tiny_shards
 
 from vlm.distributed import Topology
 from vlm.evaluation import (
-    CaptionChoice,
+    CasesFromFiles,
+    CasesFromShards,
     ClassesFromShards,
+    Compositional,
     ImageRetrieval,
     LinearProbe,
     NearestNeighbours,
@@ -27,6 +29,7 @@ TEXTS = [f"a {name} square" for name in COLOURS for _ in range(2)] + ["红色的
 
 def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
     """Vectors, records and results for every batch size."""
+    cases = write_tiny_cases(Path(shards).parent)
     train, test = (str(Path(shards).with_name(name)) for name in ("0000[01].tar", "00002.tar"))
     suite = {
         "zero_shot": ZeroShot(
@@ -36,7 +39,12 @@ def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
             templates=["{c}", "there is {c}"],
         ),
         "retrieval": Retrieval(shards, ["json.caption_en", "json.caption_zh"], relevance="json.colour"),
-        "choice": CaptionChoice(shards, "json.caption_en", negatives={"replaced": "json.false"}),
+        "choice": Compositional(
+            CasesFromShards(
+                shards, fields={"true_captions": "json.caption_en", "each_false_caption": "json.false"}
+            )
+        ),
+        "files": Compositional(CasesFromFiles(str(cases), str(cases.parent))),
         "knn": NearestNeighbours(train, test, label="json.colour", k=3, temperature=0.07),
         "probe": LinearProbe(train, test, label="cls", l2=[1e-4, 1e-2, 1.0], validation_share=0.3, seed=0),
         "similar": ImageRetrieval(shards, None, label="json.colour", recall_at=[1, 5]),
@@ -54,6 +62,7 @@ def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
             "texts": embedder.texts(TEXTS).tolist(),
             "metrics": {name: result.metrics for name, result in results.items()},
             "notes": {name: result.notes for name, result in results.items()},
+            "text_only": {name: result.text_only for name, result in results.items()},
             "details": {name: result.details for name, result in results.items()},
         }
     return found

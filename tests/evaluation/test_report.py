@@ -3,12 +3,14 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
-from tiny import save_tiny, write_tiny_shards
+from tiny import save_tiny, write_tiny_cases, write_tiny_shards
 
 from vlm.distributed import Topology
 from vlm.evaluation import (
-    CaptionChoice,
+    CasesFromFiles,
+    CasesFromShards,
     ClassesFromShards,
+    Compositional,
     ImageRetrieval,
     LinearProbe,
     NearestNeighbours,
@@ -72,10 +74,16 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
     (run / "metrics.csv").write_text("step,train/loss,eval/x/acc1\n1,4.5,\n2,4.0,0.1\n3,3.0,0.2\n")
     classes = ClassesFromShards(shards, name="json.caption_zh", label="json.colour")
     train, test = f"{run}/shards/00000.tar", f"{run}/shards/00001.tar"
+    cases = write_tiny_cases(run / "cases")
     suite = {
         "names": ZeroShot(shards, classes, label="json.colour", templates=["{c}"]),
         "search": Retrieval(shards, ["txt"], relevance="json.colour"),
-        "choice": CaptionChoice(shards, "json.caption_en", negatives={"replaced": "json.false"}),
+        "choice": Compositional(
+            CasesFromShards(
+                shards, fields={"true_captions": "json.caption_en", "each_false_caption": "json.false"}
+            )
+        ),
+        "files": Compositional(CasesFromFiles(str(cases), str(cases.parent))),
         "knn": NearestNeighbours(train, test, label="json.colour", k=3, temperature=0.07),
         "probe": LinearProbe(train, test, label="cls", l2=[1e-4, 1.0], validation_share=0.3, seed=0),
         "similar": ImageRetrieval(shards, None, label="json.colour", recall_at=[1, 5]),
@@ -137,6 +145,7 @@ def test_results_tell_what_was_measured_of_what(written: tuple[Path, dict[str, R
             "metrics": result.metrics,
             "chance": result.chance,
             "num_samples": result.num_samples,
+            **({"text_only": result.text_only} if result.text_only else {}),
             **notes,
         }
     assert content["results"]["probe"]["notes"].keys() == {"num_train", "l2", "validation_acc1"}
@@ -168,3 +177,17 @@ def test_page_shows_neighbours_the_sweep_and_what_pictures_find(
 )
 def test_small_shares_keep_two_digits(value: float, shown: str) -> None:
     assert percent(value) == shown
+
+
+def test_page_shows_cases_and_groups_with_their_pictures(written: tuple[Path, dict[str, Result]]) -> None:
+    run, results = written
+    text = (run / "out" / "report.html").read_text(encoding="utf-8")
+    words = " ".join(Page(text).words)
+    assert "9 pictures, 9 cases left out without a picture: 1" in words
+    section = text[text.index('<h2 id="files"') :]
+    section = section[: section.index("</section>")]
+    examples = results["files"].details["examples"]
+    assert {"one", "two", "groups"} == examples.keys()
+    rows = [row for outcomes in examples.values() for rows in outcomes.values() for row in rows]
+    assert section.count("<img") == sum(len(row.get("found", [0])) for row in rows)
+    assert f"{percent(results['files'].text_only['acc'])}" in words

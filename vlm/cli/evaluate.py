@@ -96,14 +96,21 @@ def _refuse_code(node: Any) -> None:
 
 
 def _table(results: dict[str, Any]) -> str:
-    """One line for each metric: set, name, value, and what guessing gets."""
+    """One line for each metric: set, name, value, and what guessing and the captions alone get."""
     rows = [
-        (name, metric, f"{value:.4f}", f"{result.chance[metric]:.4f}" if metric in result.chance else "")
+        (
+            name,
+            metric,
+            *(
+                f"{of[metric]:.4f}" if metric in of else ""
+                for of in (result.metrics, result.chance, result.text_only)
+            ),
+        )
         for name, result in results.items()
-        for metric, value in result.metrics.items()
+        for metric in result.metrics
     ]
-    rows.insert(0, ("set", "metric", "value", "chance"))
-    widths = [max(len(row[column]) for row in rows) for column in range(4)]
+    rows.insert(0, ("set", "metric", "value", "chance", "text only" if any(row[4] for row in rows) else ""))
+    widths = [max(len(row[column]) for row in rows) for column in range(5)]
     return "\n".join(
         "  ".join(cell.ljust(w) for cell, w in zip(row, widths, strict=True)).rstrip() for row in rows
     )

@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm.data.cache import ShardCache
+    from vlm.data.image_files import ImageFile, image_file_loader
     from vlm.data.reader import EvalBatch, eval_loader, read_images, read_records
     from vlm.data.remote import Remote
     from vlm.data.samples import lookup, record_captions
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 _PLACES = {
     "Augment": "transforms",
     "EvalBatch": "reader",
+    "ImageFile": "image_files",
     "Preprocess": "transforms",
     "Remote": "remote",
     "ShardCache": "cache",
@@ -25,6 +27,7 @@ _PLACES = {
     "TrainData": "train",
     "TrainSet": "train",
     "eval_loader": "reader",
+    "image_file_loader": "image_files",
     "lookup": "samples",
     "open_shards": "shards",
     "read_images": "reader",
@@ -35,6 +38,7 @@ _PLACES = {
 __all__ = [
     "Augment",
     "EvalBatch",
+    "ImageFile",
     "Preprocess",
     "Remote",
     "ShardCache",
@@ -43,6 +47,7 @@ __all__ = [
     "TrainData",
     "TrainSet",
     "eval_loader",
+    "image_file_loader",
     "lookup",
     "open_shards",
     "read_images",

@@ -1,8 +1,9 @@
 """Evaluations on embeddings, and what is written about them."""
 
-from vlm.evaluation.caption_choice import CaptionChoice
+from vlm.evaluation.cases import CasesFromFiles, CasesFromShards
 from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, ClassesFromText
 from vlm.evaluation.clip_benchmark import clip_benchmark
+from vlm.evaluation.compositional import Compositional
 from vlm.evaluation.evaluator import Evaluator, Result, check_text, run_suite
 from vlm.evaluation.image_retrieval import ImageRetrieval
 from vlm.evaluation.linear_probe import LinearProbe
@@ -13,10 +14,12 @@ from vlm.evaluation.retrieval import Retrieval
 from vlm.evaluation.zero_shot import ZeroShot
 
 __all__ = [
-    "CaptionChoice",
+    "CasesFromFiles",
+    "CasesFromShards",
     "ClassesFromJson",
     "ClassesFromShards",
     "ClassesFromText",
+    "Compositional",
     "Evaluator",
     "ImageRetrieval",
     "LinearProbe",

@@ -24,10 +24,13 @@ class Result:
     """What guessing gets, for the metrics where that is known."""
     num_samples: int
     details: dict[str, Any]
-    """Examples for the report, as plain data. A picture is its position in the data set `details["shards"]`;
-    `details["pictures"]` lists all that are used."""
+    """Examples for the report, as plain data. A picture is its position in the data set `details["shards"]`,
+    or a key of `details["files"]`, whose values are image files; `details["pictures"]` lists all that are
+    used."""
     notes: Mapping[str, int | float] = field(default_factory=dict)
     """Numbers that are no scores but belong to them, such as the weight that a sweep chose."""
+    text_only: Mapping[str, float] = field(default_factory=dict)
+    """What a reader of the captions alone gets, for the metrics where that can be said."""
 
 
 @runtime_checkable

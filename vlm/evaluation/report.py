@@ -31,6 +31,14 @@ LABELS = {
     "mean_per_class_recall": "mean per class",
     "map": "mAP",
     "map@r": "mAP@R",
+    "acc": "all cases",
+    "macro_acc": "mean of the categories",
+    "tot_acc": "all cases, captions alone",
+    "macro_tot_acc": "mean of the categories, captions alone",
+    "text_score": "groups: captions of each picture",
+    "image_score": "groups: pictures of each caption",
+    "group_score": "groups: both",
+    "true_false_acc": "true or false, by a threshold",
 }
 """Column titles; a metric that is not here is shown by its own name."""
 
@@ -118,6 +126,8 @@ def label(metric: str) -> str:
     """The title of a metric's column."""
     if metric.startswith("image_to_image_recall@"):
         return metric.replace("image_to_image_recall", "R")
+    if metric.endswith("_tot_acc") and metric not in LABELS:
+        return f"{label(metric.removesuffix('_tot_acc'))}, captions alone"
     return LABELS.get(metric, metric.removesuffix("_acc").replace("_", " "))
 
 
@@ -160,7 +170,10 @@ def _pictures(details: Mapping[str, Any], preprocess: Preprocess) -> dict[int, s
     positions = sorted(set(details["pictures"]))
     if not positions:
         return {}
-    images = read_images(open_shards(details["shards"], key="shards"), positions)
+    if "files" in details:
+        images = [details["files"][position].open() for position in positions]
+    else:
+        images = read_images(open_shards(details["shards"], key="shards"), positions)
     return dict(zip(positions, _data_uris(images, preprocess), strict=True))
 
 

@@ -16,7 +16,8 @@ def write_results(
     """Write `results.json` into `folder`; on the main rank.
 
     Under `results` stands, for each evaluation, what CLIP_benchmark's files have (`dataset`, `task`,
-    `metrics`), with chance levels and the number of images beside it, and notes where there are any.
+    `metrics`), with chance levels and the number of images beside it, and where there are any, what the
+    captions alone get, and notes.
 
     Args:
         weights: of the checkpoint, as `load` takes them.
@@ -40,6 +41,7 @@ def write_results(
                 "chance": result.chance,
                 "num_samples": result.num_samples,
             }
+            | ({"text_only": result.text_only} if result.text_only else {})
             | ({"notes": result.notes} if result.notes else {})
             for name, result in results.items()
         },

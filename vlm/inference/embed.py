@@ -12,7 +12,7 @@ from jaxtyping import Float
 from torch import Tensor
 from tqdm import tqdm
 
-from vlm.data import eval_loader, open_shards
+from vlm.data import EvalBatch, ImageFile, eval_loader, image_file_loader, open_shards
 from vlm.distributed import Topology, gather_objects
 from vlm.errors import ConfigError
 from vlm.inference.load import Loaded
@@ -85,6 +85,14 @@ class Embedder:
         self._last[asked] = found
         return found
 
+    def image_files(self, files: Sequence[ImageFile]) -> Float[Tensor, "n d"]:
+        """Embed image files; fp32 on the CPU, not remembered.
+
+        Raises:
+            DataError: naming a file that is missing or no image.
+        """
+        return self._embed(image_file_loader(files, **self._loading), num_images=len(files)).features
+
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "m d"]:
         """Embed texts; fp32 on the CPU. Equal texts are encoded once and get the very same vector.
 
@@ -110,17 +118,22 @@ class Embedder:
         vectors = np.concatenate([parts[number] for number in range(len(batches))])
         return torch.from_numpy(vectors[[position[text] for text in texts]])
 
+    @property
+    def _loading(self) -> dict[str, Any]:
+        return {
+            "preprocess": self.loaded.preprocess,
+            "batch_size": self.batch_size,
+            "num_workers": self.num_workers,
+            "rank": self.topology.rank,
+            "world_size": self.topology.world_size,
+        }
+
     def _embed_images(self, shards: Sequence[str]) -> ImageEmbeddings:
         shard_set = open_shards(shards, key="shards")
-        loader = eval_loader(
-            shard_set,
-            self.loaded.preprocess,
-            batch_size=self.batch_size,
-            num_workers=self.num_workers,
-            rank=self.topology.rank,
-            world_size=self.topology.world_size,
-        )
-        rounds = math.ceil(shard_set.num_samples / (self.batch_size * self.topology.world_size))
+        return self._embed(eval_loader(shard_set, **self._loading), num_images=shard_set.num_samples)
+
+    def _embed(self, loader: Iterable[EvalBatch], *, num_images: int) -> ImageEmbeddings:
+        rounds = math.ceil(num_images / (self.batch_size * self.topology.world_size))
         rows: list[np.ndarray[Any, Any]] = []
         features: list[np.ndarray[Any, Any]] = []
         records: list[dict[str, Any]] = []

@@ -1,0 +1,227 @@
+"""Compositional understanding: does a picture prefer what is true of it to what is almost the same."""
+
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from vlm.errors import DataError
+from vlm.evaluation.case_examples import case_examples, group_examples, pictures_of
+from vlm.evaluation.case_fields import Case
+from vlm.evaluation.case_scores import (
+    Contest,
+    Macro,
+    best_threshold,
+    by_category,
+    group_chance,
+    group_contests,
+    group_metrics,
+    metric_of,
+    share_told_right,
+)
+from vlm.evaluation.cases import Cases, CaseSource
+from vlm.evaluation.evaluator import Result
+from vlm.evaluation.text_only import text_only_contests
+from vlm.inference import Embedder
+
+logger = logging.getLogger(__name__)
+
+BLOCK_ROWS = 1 << 16
+"""Vectors that are compared at once."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Texts:
+    """The distinct captions of some cases, and their vectors."""
+
+    row: dict[str, int]
+    vectors: Float[Tensor, "m d"]
+
+    @classmethod
+    def of(cls, cases: Sequence[Case], embedder: Embedder) -> "_Texts":
+        captions = dict.fromkeys(text for case in cases for text in (*case.true, *case.false))
+        return cls({text: row for row, text in enumerate(captions)}, embedder.texts(list(captions)))
+
+
+@dataclass(slots=True)
+class _Measured:
+    """Metrics, and what guessing gets in them."""
+
+    metrics: dict[str, float] = field(default_factory=dict)
+    chance: dict[str, float] = field(default_factory=dict)
+
+
+class Compositional:
+    """How often pictures and captions that differ in little find each other.
+
+    A case, a picture with true and false captions, is won where every true caption scores above every false
+    one; the metrics are `<category>_acc`, `acc` and `macro_acc`. Groups in which a caption is true of one
+    picture and false of another give `text_score`, `image_score` and `group_score`. Where cases have several
+    true captions, `<category>_tot_acc` is the share in which these are nearer to each other than to any false
+    one, the picture unseen.
+
+    Args:
+        cases: what to score.
+        tune: cases on which a threshold is chosen, from which on a caption counts as true of a picture; with
+            it there is `true_false_acc`, the share of captions told right.
+        macro_min_cases: categories with fewer do not count in the mean over categories.
+        macro_leaves_out: categories that do not count in it either.
+    """
+
+    needs_text: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        cases: CaseSource,
+        *,
+        tune: CaseSource | None = None,
+        macro_min_cases: int = 1,
+        macro_leaves_out: Sequence[str] = (),
+    ) -> None:
+        self.source = cases
+        self.tune = tune
+        self.macro = Macro(min_cases=macro_min_cases, leaves_out=frozenset(macro_leaves_out))
+        self._text_only: dict[str, float] | None = None
+
+    def check(self) -> None:
+        cases = self.source.read()
+        _require_contests(cases)
+        if self.tune is not None:
+            self.tune.read()
+        if cases.num_missing:
+            logger.warning(
+                "%d of %d cases are left out: their pictures are missing, the first is %s",
+                cases.num_missing,
+                cases.num_missing + len(cases.cases),
+                cases.first_missing,
+            )
+
+    def __call__(self, embedder: Embedder) -> Result:
+        cases, features = self.source.embed(embedder)
+        _require_contests(cases)
+        texts = _Texts.of(cases.cases, embedder)
+        contests = _contests(cases, features, texts)
+        notes: dict[str, int | float] = {
+            "num_cases": len(cases.cases),
+            "num_missing": cases.num_missing,
+            "num_left_out": cases.num_left_out,
+        }
+        found = _Measured()
+        self._measure_cases(found, cases, contests, name="acc")
+        self._measure_cases(found, cases, _without_pictures(cases, texts), name="tot_acc")
+        notes["num_groups"] = _measure_groups(found, cases, contests)
+        if self.tune is not None:
+            notes["threshold"] = self._measure_true_false(found, contests, embedder)
+        counts = Counter(case.category for case in cases.cases if case.category is not None)
+        examples = case_examples(cases, contests) | group_examples(cases, contests)
+        shown = pictures_of(examples)
+        return Result(
+            task="image_caption_selection",
+            metrics=found.metrics,
+            chance=found.chance,
+            text_only=self._of_text_alone(cases),
+            num_samples=len(set(cases.picture)),
+            details={
+                "examples": examples,
+                "counts": {metric_of(category, "acc"): count for category, count in counts.items()},
+                "pictures": shown,
+                **self.source.shown(shown),
+            },
+            notes=notes,
+        )
+
+    def _measure_cases(
+        self, found: _Measured, cases: Cases, contests: Sequence[Contest], *, name: str
+    ) -> None:
+        won = [contest.credit if contest.is_open else None for contest in contests]
+        guessed = [contest.guess if contest.is_open else None for contest in contests]
+        found.metrics |= by_category(cases.cases, won, name=name, macro=self.macro)
+        found.chance |= by_category(cases.cases, guessed, name=name, macro=self.macro)
+
+    def _measure_true_false(self, found: _Measured, contests: Sequence[Contest], embedder: Embedder) -> float:
+        """The threshold that is used."""
+        assert self.tune is not None
+        cases, features = self.tune.embed(embedder)
+        threshold = best_threshold(_contests(cases, features, _Texts.of(cases.cases, embedder)))
+        found.metrics["true_false_acc"] = share_told_right(contests, threshold)
+        all_true = share_told_right(contests, -torch.inf)
+        found.chance["true_false_acc"] = max(all_true, 1 - all_true)
+        return threshold
+
+    def _of_text_alone(self, cases: Cases) -> dict[str, float]:
+        """Depends on no model, so that it is computed once."""
+        if self._text_only is None:
+            read = text_only_contests(cases.cases)
+            credits = [None if contest is None else contest.credit for contest in read]
+            self._text_only = by_category(cases.cases, credits, name="acc", macro=self.macro)
+        return self._text_only
+
+
+def _require_contests(cases: Cases) -> None:
+    """Raise a `DataError` where nothing can be compared."""
+    empty = [Contest([0.0] * len(case.true), [0.0] * len(case.false)) for case in cases.cases]
+    if not any(contest.is_open for contest in empty) and not group_contests(cases.cases, empty):
+        raise DataError(
+            f"cases: none of {len(empty)} has both true and false captions, or a group in which a caption is "
+            "true of one picture and false of another; set false_captions or group in cases.fields"
+        )
+
+
+def _contests(cases: Cases, features: Float[Tensor, "n d"], texts: _Texts) -> list[Contest]:
+    """Cosines of each picture with its captions."""
+    captions = [
+        (picture, texts.row[text])
+        for case, picture in zip(cases.cases, cases.picture, strict=True)
+        for text in (*case.true, *case.false)
+    ]
+    scores = iter(_cosines(features, texts.vectors, captions))
+    return [
+        Contest([next(scores) for _ in case.true], [next(scores) for _ in case.false]) for case in cases.cases
+    ]
+
+
+def _without_pictures(cases: Cases, texts: _Texts) -> list[Contest]:
+    """Cosines of the true captions of a case with each other, and with the false ones."""
+    near = [[(a, b) for n, a in enumerate(case.true) for b in case.true[:n]] for case in cases.cases]
+    far = [
+        [(a, b) for a in case.true for b in case.false] if among else []
+        for case, among in zip(cases.cases, near, strict=True)
+    ]
+    pairs = [pair for n, f in zip(near, far, strict=True) for pair in (*n, *f)]
+    rows = [(texts.row[a], texts.row[b]) for a, b in pairs]
+    scores = iter(_cosines(texts.vectors, texts.vectors, rows))
+    return [
+        Contest([next(scores) for _ in n], [next(scores) for _ in f]) for n, f in zip(near, far, strict=True)
+    ]
+
+
+def _cosines(
+    first: Float[Tensor, "n d"], second: Float[Tensor, "m d"], pairs: Sequence[tuple[int, int]]
+) -> list[float]:
+    """In double precision."""
+    if not pairs:
+        return []
+    rows = torch.tensor(pairs)
+    blocks = [
+        (first[block[:, 0]].double() * second[block[:, 1]].double()).sum(dim=1)
+        for block in torch.split(rows, BLOCK_ROWS)
+    ]
+    return torch.cat(blocks).tolist()
+
+
+def _measure_groups(found: _Measured, cases: Cases, contests: Sequence[Contest]) -> int:
+    """The number of groups that are scored: those of which no picture is missing."""
+    groups = {
+        name: group
+        for name, group in group_contests(cases.cases, contests).items()
+        if name not in cases.broken_groups
+    }
+    if groups:
+        found.metrics |= group_metrics(groups)
+        found.chance |= group_chance(groups)
+    return len(groups)
