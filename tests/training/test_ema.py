@@ -257,7 +257,7 @@ def test_deepspeed_is_refused_by_name(stage: int, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["trainer.ema_decay=1.0"], r"trainer\.ema_decay=1\.0 must be in \[0, 1\), or null"),
+        (["trainer.ema_decay=1.5"], r"trainer\.ema_decay=1\.5 must be in \[0, 1\], or null"),
         (["evaluation.weights=ema"], r"evaluation\.weights=ema, but trainer\.ema_decay=null"),
         (["evaluation.weights=mean"], r"evaluation\.weights='mean' is not one of 'model', 'ema'"),
     ],

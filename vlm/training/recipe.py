@@ -72,8 +72,8 @@ class Trainer:
             raise ConfigError(f"trainer.max_steps={self.max_steps} must be at most {_MOST_STEPS}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise ConfigError(f"trainer.micro_batch_size={self.micro_batch_size} must be at least 1, or null")
-        if self.ema_decay is not None and not 0 <= self.ema_decay < 1:
-            raise ConfigError(f"trainer.ema_decay={self.ema_decay} must be in [0, 1), or null for no average")
+        if self.ema_decay is not None and not 0 <= self.ema_decay <= 1:
+            raise ConfigError(f"trainer.ema_decay={self.ema_decay} must be in [0, 1], or null for no average")
         if self.hang_minutes is not None and self.hang_minutes <= 0:
             raise ConfigError(f"trainer.hang_minutes={self.hang_minutes} must be above 0, or null")
         if self.compile is not None and self.strategy == "deepspeed_zero3":
