@@ -2,11 +2,15 @@
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
 from vlm.cli.command import command
 from vlm.settings import build, resolve
+
+if TYPE_CHECKING:
+    from vlm.curation.negatives import Made
 
 
 def main() -> None:
@@ -19,7 +23,7 @@ def main() -> None:
 @command("negatives")
 def _make(config: DictConfig) -> None:
     values = resolve(config)
-    from vlm.curation.negatives import Filters, Made, make_negatives
+    from vlm.curation.negatives import Filters, make_negatives
 
     made = make_negatives(
         values["data"]["shards"],
@@ -36,7 +40,7 @@ def _make(config: DictConfig) -> None:
     print(_summary(made))
 
 
-def _summary(made: "Made") -> str:  # noqa: F821
+def _summary(made: "Made") -> str:
     counts = made.counts
     lines = [
         f"{counts.kept} negatives of {counts.captions} captions in {counts.samples} samples; "
@@ -45,7 +49,8 @@ def _summary(made: "Made") -> str:  # noqa: F821
     ]
     if made.new_captions:
         lines.append(
-            f"this time: {made.new_negatives} in {made.seconds:.1f} s, {made.new_negatives / made.seconds:.0f} a second"
+            f"this time: {made.new_negatives} in {made.seconds:.1f} s, "
+            f"{made.new_negatives / made.seconds:.0f} a second"
         )
     for rule in counts.rules:
         found = counts.of_rule(rule).most_common()

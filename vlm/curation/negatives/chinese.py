@@ -4,6 +4,7 @@ import functools
 import logging
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from vlm.curation.negatives.phrases import Edit, Parsed, Phrase, Span, apply
@@ -71,7 +72,7 @@ class Chinese:
             language="zh",
             phrases=tuple(phrases),
             words=frozenset(token.word for token in tokens if token.is_noun or token.is_adjective),
-            ties=tuple(self._tied(tokens, a, b) for a, b in zip(places, places[1:], strict=False)),
+            ties=tuple(self._tied(tokens, first, second) for first, second in pairwise(places)),
         )
 
     def rewrite(self, parsed: Parsed, edits: Sequence[Edit]) -> str:
@@ -93,13 +94,18 @@ class Chinese:
         end = 0
         for word, tag in self._tagger.cut(caption):
             start, end = end, end + len(word)
-            tokens += _split_number(Token(start, end, word, self._tag(word, tag)))
-        return tokens
+            tokens += _split_number(Token(start, end, word, tag))
+        return [
+            token._replace(tag="a") if after and self._describes(token, after) else token
+            for token, after in zip(tokens, [*tokens[1:], None], strict=True)
+        ]
 
-    def _tag(self, word: str, tag: str) -> str:
-        """A colour is an adjective, whatever the dictionary says."""
-        is_colour = len(word) > 1 and word.endswith("色") and not word.endswith("景色")
-        return "a" if is_colour or (word in self._lists.contrast and tag in _NOUNS) else tag
+    def _describes(self, token: Token, after: Token) -> bool:
+        """Whether a noun is used as an adjective: to the dictionary every colour is a noun."""
+        is_colour = len(token.word) > 1 and token.word.endswith("色")
+        if not token.is_noun or not (is_colour or token.word in self._lists.contrast):
+            return False
+        return after.is_noun or after.is_adjective or after.word == _OF
 
     def _made(
         self, tokens: Sequence[Token], start: int, nouns: int, end: int, count: Token | None, *, whole: bool

@@ -3,6 +3,7 @@
 import functools
 import re
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any, NamedTuple
 
 from vlm.curation.negatives.phrases import Edit, Parsed, Phrase, Span, apply
@@ -49,7 +50,8 @@ class English:
     def parse(self, caption: str) -> Parsed:
         """Find the noun phrases."""
         tokens = self._tokens(caption)
-        phrases, places = [], []
+        phrases: list[Phrase] = []
+        places: list[tuple[int, int]] = []
         end = 0
         while end < len(tokens):
             found = self._phrase(tokens, end, phrases[-1] if phrases else None)
@@ -61,9 +63,7 @@ class English:
                 phrases.append(phrase)
                 places.append(place)
         words = frozenset(token.word for token in tokens)
-        ties = tuple(
-            self._tied(tokens, first, second) for first, second in zip(places, places[1:], strict=False)
-        )
+        ties = tuple(self._tied(tokens, first, second) for first, second in pairwise(places))
         return Parsed(
             caption=caption,
             language="en",
@@ -100,13 +100,16 @@ class English:
     def _tokens(self, caption: str) -> list[Token]:
         matches = list(_TOKEN.finditer(caption))
         tags = self._tagger.tag_sent([match[0] for match in matches], taglevel=0)
+        words = [match[0].lower() for match in matches]
         return [
-            Token(match.start(), match.end(), match[0], match[0].lower(), self._tag(match[0].lower(), tag))
-            for match, tag in zip(matches, tags, strict=True)
+            Token(match.start(), match.end(), match[0], word, self._tag(word, tag, after))
+            for match, word, tag, after in zip(matches, words, tags, [*tags[1:], ""], strict=True)
         ]
 
-    def _tag(self, word: str, tag: str) -> str:
-        return "AJ0" if tag == "NN1" and word in self._lists.contrast else tag
+    def _tag(self, word: str, tag: str, after: str) -> str:
+        """A noun may be used as an adjective, as in `an orange cat`."""
+        describes = tag == "NN1" and word in self._lists.contrast and after in (*_NOUNS, "AJ0")
+        return "AJ0" if describes else tag
 
     def _phrase(
         self, tokens: Sequence[Token], start: int, before: Phrase | None

@@ -1,4 +1,4 @@
-"""The words of a corpus: how often they occur, what stands beside them, and which resemble each other in that."""
+"""The words of a corpus: how often they occur, what stands beside them, and which are alike in that."""
 
 import hashlib
 import json
@@ -130,7 +130,8 @@ class Vocabulary:
         expected = np.outer(counts.sum(1), counts.sum(0)) / max(1.0, counts.sum())
         with np.errstate(divide="ignore", invalid="ignore"):
             information = np.where(counts > 0, np.maximum(np.log(counts / expected), 0), 0)
-        return information / np.maximum(np.linalg.norm(information, axis=1, keepdims=True), 1e-12)
+        norms: ndarray = np.maximum(np.linalg.norm(information, axis=1, keepdims=True), 1e-12)
+        return np.asarray(information / norms)
 
 
 @dataclass(frozen=True)

@@ -71,8 +71,8 @@ def make_negatives(
 ) -> Made:
     """Write hard negatives of all captions of shards, and a report; go on where an earlier start ended.
 
-    A negative depends on its caption, the other captions of its sample, the seed and what the maker learned of
-    the corpus, so that neither the number of processes nor an interruption changes any.
+    A negative depends on its caption, the other captions of its sample, the seed and what the maker learned
+    of the corpus, so that neither the number of processes nor an interruption changes any.
 
     Args:
         shards: patterns.

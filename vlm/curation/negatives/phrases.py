@@ -25,7 +25,7 @@ class Phrase:
     Args:
         start: of the whole phrase; it ends with the noun.
         noun: one word, or the words of a compound.
-        form: what other words the noun has to fit: number and article in English, the measure word in Chinese.
+        form: what another noun has to fit: number and article in English, the measure word in Chinese.
         count: article or number, in Chinese with the measure word.
         left: the word before the phrase, "" at the start.
         right: the word behind it.

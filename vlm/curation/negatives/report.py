@@ -92,7 +92,8 @@ def write_report(
 def _facts(shards: ShardSet, counts: ShardCounts, name: str, seed: int) -> dict[str, str]:
     per_caption = counts.kept / max(1, counts.captions)
     return {
-        "Samples": f"{counts.samples:,} in {len(shards.urls):,} shards, {counts.without_caption:,} without a caption",
+        "Samples": f"{counts.samples:,} in {len(shards.urls):,} shards, {counts.without_caption:,} without "
+        "a caption",
         "Captions": f"{counts.captions:,}",
         "Negatives": f"{counts.kept:,}, {per_caption:.2f} of a caption",
         "Kept": f"{counts.kept / max(1, counts.made):.1%} of the texts that were made",

@@ -1,4 +1,4 @@
-"""`maker=rules`: one pass over captions collects their words, then every caption is rewritten by the rules."""
+"""`maker=rules`: one pass over captions collects their words, then the rules rewrite each."""
 
 import functools
 import importlib.metadata

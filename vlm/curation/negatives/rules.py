@@ -83,19 +83,17 @@ def swap_nouns(scene: Scene, rng: random.Random) -> str | None:
 
 
 def swap_adjectives(scene: Scene, rng: random.Random) -> str | None:
-    """Adjectives of two different nouns change places."""
+    """Adjectives of two different nouns change places: two of one kind if there are any."""
     pairs = [
-        (a, b)
+        pair
         for first, second in combinations(scene.phrases, 2)
-        for a in first.adjectives
-        for b in second.adjectives
-        if not scene.grammar.are_alike(a.text, b.text)
-        and not scene.grammar.are_alike(first.noun.text, second.noun.text)
-        and not {a.text, b.text} & {x.text for x in _intersection(first, second)}
+        if not scene.grammar.are_alike(first.noun.text, second.noun.text)
+        for pair in _different_adjectives(scene, first, second)
     ]
+    of_one_kind = [(a, b) for a, b in pairs if b.text in scene.lists.contrast.get(a.text, ())]
     if not pairs:
         return None
-    first_word, second_word = rng.choice(pairs)
+    first_word, second_word = rng.choice(of_one_kind or pairs)
     return scene.rewrite(
         [_replaced(scene, first_word, second_word), _replaced(scene, second_word, first_word)]
     )
@@ -158,10 +156,17 @@ def _fits(scene: Scene, noun: str, phrase: Phrase) -> bool:
     return phrase.form in forms or scene.lexicon.noun.fits(noun, phrase.form)
 
 
-def _intersection(first: Phrase, second: Phrase) -> list[Span]:
-    """Adjectives that both phrases have."""
-    both = {a.text for a in first.adjectives} & {b.text for b in second.adjectives}
-    return [a for a in first.adjectives if a.text in both]
+def _different_adjectives(scene: Scene, first: Phrase, second: Phrase) -> list[tuple[Span, Span]]:
+    """Of two nouns one adjective each; of unknown or other kinds only where they are the only ones."""
+    mine, other = ({word.text for word in phrase.adjectives} for phrase in (first, second))
+    alone = len(mine) == len(other) == 1
+    return [
+        (a, b)
+        for a in first.adjectives
+        for b in second.adjectives
+        if a.text not in other and b.text not in mine and not scene.grammar.are_alike(a.text, b.text)
+        if alone or b.text in scene.lists.contrast.get(a.text, ())
+    ]
 
 
 def _other_nouns(scene: Scene, phrase: Phrase) -> list[str]:
