@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from vlm.curation.negatives.phrases import Edit, Parsed, Phrase, Span, apply
+from vlm.curation.negatives.phrases import Edit, Grammar, Parsed, Phrase, Span, apply
 from vlm.curation.negatives.word_lists import word_lists
 from vlm.errors import ConfigError
 
@@ -34,7 +34,7 @@ class Token(NamedTuple):
         return self.tag in _ADJECTIVES
 
 
-class Chinese:
+class Chinese(Grammar):
     """Parses Chinese.
 
     Raises:
@@ -97,7 +97,7 @@ class Chinese:
             tokens += _split_number(Token(start, end, word, tag))
         return [
             token._replace(tag="a") if after and self._describes(token, after) else token
-            for token, after in zip(tokens, [*tokens[1:], None], strict=True)
+            for token, after in zip(tokens, [*tokens, None][1:], strict=True)
         ]
 
     def _describes(self, token: Token, after: Token) -> bool:
@@ -127,6 +127,7 @@ class Chinese:
             count=None if count is None else Span(count.start, count.end, count.word),
             left=tokens[start - 1].word if start else "",
             right=after,
+            marked=start < nouns or not whole or (end < len(tokens) and tokens[end].tag == "f"),
             sure=all(token.tag == "n" for token in tokens[nouns:end]),
             exchangeable=whole,
         )

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple
 
-from vlm.curation.negatives.phrases import Edit, Parsed, Phrase, Span, apply
+from vlm.curation.negatives.phrases import Edit, Grammar, Parsed, Phrase, Span, apply
 from vlm.curation.negatives.word_lists import word_lists
 from vlm.errors import ConfigError
 
@@ -35,7 +35,7 @@ class Token(NamedTuple):
     """Of the British National Corpus (C5)."""
 
 
-class English:
+class English(Grammar):
     """Parses English, and keeps articles and capitals right.
 
     Raises:
@@ -103,7 +103,7 @@ class English:
         words = [match[0].lower() for match in matches]
         return [
             Token(match.start(), match.end(), match[0], word, self._tag(word, tag, after))
-            for match, word, tag, after in zip(matches, words, tags, [*tags[1:], ""], strict=True)
+            for match, word, tag, after in zip(matches, words, tags, [*tags, ""][1:], strict=True)
         ]
 
     def _tag(self, word: str, tag: str, after: str) -> str:
@@ -135,7 +135,7 @@ class English:
     ) -> Phrase | None:
         after = tokens[end].word if end < len(tokens) else ""
         head = tokens[end - 1]
-        if after == "of" or after[:1] in ("'", "’") or head.word in self._lists.never or len(head.word) < 3:
+        if head.word in self._lists.never or len(head.word) < 3 or _is_part(tokens, end):
             return None
         while nouns > counted and tokens[nouns - 1].word in self._lists.bound:
             nouns -= 1
@@ -154,6 +154,7 @@ class English:
             count=None,
             left=_left(tokens, start),
             right=after,
+            marked=start < nouns,
         )
 
     def _tied(self, tokens: Sequence[Token], first: tuple[int, int], second: tuple[int, int]) -> bool:
@@ -177,8 +178,22 @@ def _is_modifier(tokens: Sequence[Token], place: int) -> bool:
     token = tokens[place]
     if token.tag in ("AJ0", "ORD"):
         return True
+    if token.tag == "AV0" and token.word.endswith("ly") and tokens[place - 1 : place] != []:
+        return tokens[place - 1].tag in _ARTICLES and [t.tag for t in tokens[place + 1 : place + 2]] == [
+            "AJ0"
+        ]
     beside = (*tokens[max(place - 1, 0) : place], *tokens[place + 1 : place + 2])
     return token.word in ("and", ",", "&") and [other.tag for other in beside] == ["AJ0", "AJ0"]
+
+
+def _is_part(tokens: Sequence[Token], end: int) -> bool:
+    """Whether a noun belongs to what follows: `group of`, `man's`, `snow covered mountain`."""
+    after = tokens[end : end + 2]
+    if not after:
+        return False
+    if after[0].word == "of" or after[0].word[0] in "'’":
+        return True
+    return after[0].tag == "VVN" and len(after) > 1 and (after[1].tag in _NOUNS or after[1].tag == "AJ0")
 
 
 def _is_name(token: Token) -> bool:
@@ -215,6 +230,8 @@ def _form(tag: str, article: Token | None) -> str:
 def _cased(caption: str, edit: Edit, opening: int) -> str:
     """A capital where the caption begins with one, and none where words come from its beginning."""
     old, new = caption[edit.start : edit.end], edit.text
+    if caption.isupper():
+        return new.upper()
     if not new or (new[:2].isalpha() and new[:2].isupper()):
         return new
     if edit.start <= opening and old[:1].isupper():
@@ -232,7 +249,10 @@ def _article(caption: str, edit: Edit) -> Edit | None:
     right = "an" if _takes_an(edit.text) else "a"
     if found[1].lower() == right:
         return None
-    return Edit(found.start(1), found.end(1), right.capitalize() if found[1][0].isupper() else right)
+    right = right.upper() if caption.isupper() else right
+    return Edit(
+        found.start(1), found.end(1), right[0].upper() + right[1:] if found[1][0].isupper() else right
+    )
 
 
 def _takes_an(text: str) -> bool:

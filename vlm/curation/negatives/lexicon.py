@@ -24,7 +24,9 @@ MOST_WORDS, MOST_CONTEXTS = 5000, 1000
 NEIGHBOURS = 20
 _CANDIDATES = 100
 """Neighbours that are looked at for those that fit."""
-_MODIFIED_SHARE = 0.05
+_FITS = 2
+"""Occurrences of a word in a form that prove it: one may be a mistake of the tagger."""
+_MARKED_SHARE = 0.05
 _DOUBT = 10
 """Occurrences with which the contexts of a word count half: one that they have in common proves little."""
 
@@ -35,8 +37,8 @@ class Tally:
 
     counts: Counter[str] = field(default_factory=Counter)
     forms: Counter[tuple[str, str]] = field(default_factory=Counter)
-    modified: Counter[str] = field(default_factory=Counter)
-    """With an article, a number or an adjective before it."""
+    marked: Counter[str] = field(default_factory=Counter)
+    """Where something beside the word tells that it is a noun."""
     contexts: Counter[tuple[str, str]] = field(default_factory=Counter)
     together: Counter[tuple[str, str]] = field(default_factory=Counter)
     """Samples with both words, in the order of the alphabet."""
@@ -45,7 +47,7 @@ class Tally:
 
     def update(self, other: "Tally") -> None:
         """Add the counts of other captions."""
-        for name in ("counts", "forms", "modified", "contexts", "together", "samples"):
+        for name in ("counts", "forms", "marked", "contexts", "together", "samples"):
             getattr(self, name).update(getattr(other, name))
         self.num_samples += other.num_samples
 
@@ -58,7 +60,7 @@ def tally_sample(tallies: dict[Part, Tally], captions: Sequence[Parsed]) -> None
             noun = phrase.noun.text
             nouns.counts[noun] += 1
             nouns.forms[noun, phrase.form] += 1
-            nouns.modified[noun] += phrase.count is not None or phrase.start < phrase.noun.start
+            nouns.marked[noun] += phrase.marked
             nouns.contexts.update({(noun, f"{phrase.left} _"): 1, (noun, f"_ {phrase.right}"): 1})
             for adjective in phrase.adjectives:
                 tallies["adjective"].counts[adjective.text] += 1
@@ -101,12 +103,12 @@ class Vocabulary:
         """Whether the corpus has the word in this form; `the` and no measure word fit what is not plural."""
         if form == "the":
             return any(self.tally.forms[word, other] for other in ("the", "one", "bare"))
-        return form == "" or self.tally.forms[word, form] > 0
+        return form == "" or self.tally.forms[word, form] >= _FITS
 
     def is_noun(self, word: str, *, sure: bool) -> bool:
-        """Whether the corpus treats it as one: what never has an article, number or adjective is none."""
+        """Whether the corpus treats it as one: what never has an article, number or adjective beside it is none."""
         count = self.tally.counts[word]
-        return sure if count < MIN_COUNT else self.tally.modified[word] >= _MODIFIED_SHARE * count
+        return sure if count < MIN_COUNT else self.tally.marked[word] >= _MARKED_SHARE * count
 
     def go_together(self, first: str, second: str) -> bool:
         """Whether samples have both more often than by chance: one may be another name for the other."""
@@ -157,6 +159,6 @@ class Lexicon:
         said = [
             sorted((str(key), count) for key, count in counter.items())
             for tally in tallies
-            for counter in (tally.counts, tally.forms, tally.modified, tally.contexts, tally.together)
+            for counter in (tally.counts, tally.forms, tally.marked, tally.contexts, tally.together)
         ]
         return hashlib.sha256(json.dumps(said).encode()).hexdigest()

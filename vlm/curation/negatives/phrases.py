@@ -1,9 +1,10 @@
 """The noun phrases of a caption: what the rules exchange and replace."""
 
 import re
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 from vlm.curation.negatives.word_lists import Language
 
@@ -29,7 +30,8 @@ class Phrase:
         count: article or number, in Chinese with the measure word.
         left: the word before the phrase, "" at the start.
         right: the word behind it.
-        sure: whether the tagger alone is enough to take the word for a noun.
+        marked: whether something beside it tells that it is a noun: an article, a number, an adjective.
+        sure: whether the tagger alone is enough to take the word for one.
     """
 
     start: int
@@ -39,6 +41,7 @@ class Phrase:
     count: Span | None
     left: str
     right: str
+    marked: bool
     sure: bool = True
     exchangeable: bool = True
     """As a whole."""
@@ -77,28 +80,28 @@ class Edit(NamedTuple):
     text: str
 
 
-class Grammar(Protocol):
+class Grammar(ABC):
     """A language: its parser, and what a change of words asks of those beside them."""
 
+    @abstractmethod
     def parse(self, caption: str) -> Parsed:
         """Find the noun phrases."""
-        ...
 
+    @abstractmethod
     def rewrite(self, parsed: Parsed, edits: Sequence[Edit]) -> str:
         """The caption after edits that do not overlap."""
-        ...
 
+    @abstractmethod
     def are_alike(self, first: str, second: str) -> bool:
         """Whether two nouns or adjectives may be true of one thing."""
-        ...
 
+    @abstractmethod
     def resembles(self, word: str, true_words: frozenset[str], alike: frozenset[str]) -> bool:
         """Whether a word may be true where others are.
 
         Args:
             alike: these others, and what the lists say is alike.
         """
-        ...
 
 
 def script_of(caption: str) -> Language:

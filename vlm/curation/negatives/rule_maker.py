@@ -15,7 +15,7 @@ from vlm.curation.negatives.chinese import Chinese
 from vlm.curation.negatives.english import English
 from vlm.curation.negatives.filters import Candidate
 from vlm.curation.negatives.lexicon import PARTS, Lexicon, Part, Tally, tally_sample
-from vlm.curation.negatives.maker import Corpus, caption_rng
+from vlm.curation.negatives.maker import Corpus, Maker, ReadyMaker, caption_rng
 from vlm.curation.negatives.phrases import Grammar, Parsed
 from vlm.curation.negatives.rules import RULES, Scene
 from vlm.curation.negatives.word_lists import Language
@@ -34,7 +34,7 @@ Tallies = dict[Language, dict[Part, Tally]]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Rules:
+class Rules(Maker):
     """Makes negatives by rules, with words of the corpus itself.
 
     Args:
@@ -71,7 +71,7 @@ class Rules:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ReadyRules:
+class ReadyRules(ReadyMaker):
     """The rules and the words of a corpus."""
 
     rules: tuple[str, ...]
