@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 from omegaconf import DictConfig
 
 from vlm.cli.command import command
+from vlm.errors import ConfigError
 from vlm.settings import build, resolve
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ def main() -> None:
 @command("negatives")
 def _make(config: DictConfig) -> None:
     values = resolve(config)
+    if values["language"] not in ("en", "zh", "auto"):
+        raise ConfigError(f"language={values['language']!r} is not one of 'en', 'zh', 'auto'")
     from vlm.curation.negatives import Filters, make_negatives
 
     made = make_negatives(

@@ -31,9 +31,8 @@ class Candidate(NamedTuple):
 
 
 def normalised(text: str) -> str:
-    """Letters and digits alone, in lower case and compatible forms, words apart by single spaces."""
-    folded = unicodedata.normalize("NFKC", text).casefold()
-    return " ".join("".join(c if c.isalnum() else " " for c in folded).split())
+    """Letters and digits alone, in lower case and compatible forms."""
+    return "".join(filter(str.isalnum, unicodedata.normalize("NFKC", text).casefold()))
 
 
 @dataclass(frozen=True, kw_only=True)

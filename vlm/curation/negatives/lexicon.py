@@ -106,7 +106,7 @@ class Vocabulary:
         return form == "" or self.tally.forms[word, form] >= _FITS
 
     def is_noun(self, word: str, *, sure: bool) -> bool:
-        """Whether the corpus treats it as one: what never has an article, number or adjective beside it is none."""
+        """Whether the corpus treats it as one: what never has an article or adjective beside it is none."""
         count = self.tally.counts[word]
         return sure if count < MIN_COUNT else self.tally.marked[word] >= _MARKED_SHARE * count
 

@@ -13,7 +13,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from vlm.curation.labels import check_name
+from vlm.curation.names import check_name
 from vlm.curation.negatives.captions import Captioned, read_captions
 from vlm.curation.negatives.filters import Counts, Filters
 from vlm.curation.negatives.maker import Corpus, LanguageOption, Maker, ReadyMaker
@@ -24,7 +24,6 @@ from vlm.data import open_shards
 from vlm.data.negatives import Negative, write_negatives
 from vlm.data.sources import as_strings
 from vlm.data.tools.processes import Advance, number_of_workers, run_tasks
-from vlm.errors import ConfigError
 from vlm.files import writing
 
 _ADVANCE_EVERY = 16
@@ -88,8 +87,6 @@ def make_negatives(
         OutputError: something cannot be written.
     """
     check_name(name)
-    if language not in ("en", "zh", "auto"):
-        raise ConfigError(f"language={language!r} is not one of 'en', 'zh', 'auto'")
     num_workers = number_of_workers(workers)
     shard_set = open_shards(shards, key="data.shards")
     places = negative_places(shard_set, name, out=out)
