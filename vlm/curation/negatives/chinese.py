@@ -14,6 +14,7 @@ from vlm.errors import ConfigError
 _NOUNS = frozenset({"n", "nr", "nz", "ns", "nt", "ng"})
 _ADJECTIVES = frozenset({"a", "b", "z", "an"})
 _OF = "的"
+_PLACE = "f"
 _NUMBER = re.compile(r"[一二两三四五六七八九十百千万几数半多每某这那各另0-9０-９]+")
 
 
@@ -112,7 +113,8 @@ class Chinese(Grammar):
     ) -> Phrase | None:
         head, after = tokens[end - 1], tokens[end].word if end < len(tokens) else ""
         text = "".join(token.word for token in tokens[nouns:end])
-        if text in self._lists.never or head.word in self._lists.never:
+        before = tokens[start - 1].word if start else ""
+        if {text, head.word} & self._lists.never or before in self._lists.negation:
             return None
         adjectives = tuple(
             Span(token.start, token.end, token.word)
@@ -125,17 +127,21 @@ class Chinese(Grammar):
             form="" if count is None else _NUMBER.sub("", count.word),
             adjectives=adjectives,
             count=None if count is None else Span(count.start, count.end, count.word),
-            left=tokens[start - 1].word if start else "",
+            left=before,
             right=after,
-            marked=start < nouns or not whole or (end < len(tokens) and tokens[end].tag == "f"),
+            marked=start < nouns or not whole or (end < len(tokens) and tokens[end].tag == _PLACE),
             sure=all(token.tag == "n" for token in tokens[nouns:end]),
             exchangeable=whole,
         )
 
     def _tied(self, tokens: Sequence[Token], first: tuple[int, int], second: tuple[int, int]) -> bool:
-        behind = tokens[second[1]].word if second[1] < len(tokens) else ""
-        between = [token.word for token in tokens[first[1] : second[0]]]
-        return behind in self._lists.beside or all(word in self._lists.symmetric for word in between)
+        behind = tokens[second[1]] if second[1] < len(tokens) else None
+        between = {token.word for token in tokens[first[1] : second[0]]}
+        if between <= self._lists.symmetric or (behind and behind.word in self._lists.beside):
+            return True
+        if behind and behind.tag == _PLACE:
+            return False
+        return between <= self._lists.symmetric | self._lists.beside | self._lists.posture
 
 
 @functools.cache

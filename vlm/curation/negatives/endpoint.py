@@ -104,9 +104,9 @@ class Endpoint:
     def _down(self, reason: str) -> EndpointError:
         return EndpointError(
             f"maker.base_url={self._settings.base_url} gave no answer in {self._settings.retries + 1} tries "
-            f"of {self._settings.timeout_s:g} s: {reason.rstrip('.')}. What was answered is kept; type the same "
-            "command again when it answers, it goes on. Where it is slow, raise maker.timeout_s or lower "
-            "maker.concurrency"
+            f"of {self._settings.timeout_s:g} s: {reason.rstrip('.')}. What was answered is kept; type the "
+            "same command again when it answers, it goes on. Where it is slow, raise maker.timeout_s or "
+            "lower maker.concurrency"
         )
 
 

@@ -137,6 +137,10 @@ class English(Grammar):
         head = tokens[end - 1]
         if head.word in self._lists.never or len(head.word) < 3 or _is_part(tokens, end):
             return None
+        said_before = {token.word for token in tokens[max(start - 1, 0) : counted]}
+        form = _form(head.tag, tokens[counted - 1] if counted > start else None)
+        if form is None or said_before & self._lists.negation:
+            return None
         while nouns > counted and tokens[nouns - 1].word in self._lists.bound:
             nouns -= 1
         first = _start_of_quantity(tokens, start)
@@ -149,7 +153,7 @@ class English(Grammar):
         return Phrase(
             start=tokens[first].start,
             noun=noun,
-            form=_form(head.tag, tokens[counted - 1] if counted > start else None),
+            form=form,
             adjectives=adjectives,
             count=None,
             left=_left(tokens, start),
@@ -159,7 +163,7 @@ class English(Grammar):
 
     def _tied(self, tokens: Sequence[Token], first: tuple[int, int], second: tuple[int, int]) -> bool:
         between = [token.word for token in tokens[first[1] : second[0]]]
-        return all(word in self._lists.symmetric for word in between)
+        return all(word in self._lists.symmetric | self._lists.posture for word in between)
 
 
 @functools.cache
@@ -216,14 +220,19 @@ def _left(tokens: Sequence[Token], start: int) -> str:
     return " ".join(token.word for token in tokens[max(first, 0) : start])
 
 
-def _form(tag: str, article: Token | None) -> str:
-    """`many`, `one`, `the` for a singular with another article, `bare` for one without."""
+def _form(tag: str, article: Token | None) -> str | None:
+    """`many`, `one`, `the` for a singular with another article, `bare` for one without.
+
+    None where article and noun contradict each other, as `two zebra`: the tagger is wrong about one.
+    """
     word = article.word if article is not None else ""
     counts = article is not None and (article.tag == "CRD" or word in _MANY)
-    if word not in _ONE and (counts or tag in ("NN2", "NN0")):
-        return "many"
     if word in _ONE:
-        return "one"
+        return None if tag == "NN2" else "one"
+    if tag in ("NN2", "NN0"):
+        return "many"
+    if counts:
+        return None
     return "the" if word else "bare"
 
 

@@ -22,7 +22,9 @@ class WordLists:
     contrast: dict[str, tuple[str, ...]]
     """Of an adjective, those that are not true where it is."""
     symmetric: frozenset[str]
+    posture: frozenset[str]
     beside: frozenset[str]
+    negation: frozenset[str]
 
     def with_alike(self, words: Iterable[str]) -> frozenset[str]:
         """Words, and all that may be true of what one of them is true of."""
@@ -44,7 +46,9 @@ def word_lists(language: Language) -> WordLists:
             for word, others in _others(lists["contrast"]).items()
         },
         symmetric=frozenset(lists["symmetric"]),
+        posture=frozenset(lists["posture"]),
         beside=frozenset(lists["beside"]),
+        negation=frozenset(lists["negation"]),
     )
 
 
