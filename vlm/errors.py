@@ -46,6 +46,10 @@ class OutputError(VlmError):
     """What a command makes cannot be written: the disk is full, or the rights are missing."""
 
 
+class EndpointError(VlmError):
+    """A language model behind an address does not answer; another start goes on."""
+
+
 class TrainingError(VlmError):
     """Training cannot go on: its numbers are not finite any more."""
 

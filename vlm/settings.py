@@ -135,6 +135,30 @@ class ClusterSettings:
     device: str = MISSING
 
 
+@dataclass
+class NegativesDataSettings:
+    """The shards of `vlm negatives`."""
+
+    shards: Any = MISSING
+
+
+@dataclass
+class NegativesSettings:
+    """Root keys of `vlm negatives`."""
+
+    data: NegativesDataSettings = MISSING
+    maker: Any = MISSING
+    captions: Any = MISSING
+    language: str = MISSING
+    per_caption: int = MISSING
+    length_ratio: float = MISSING
+    seed: int = MISSING
+    name: str = MISSING
+    out: str | None = None
+    report: str = MISSING
+    workers: int | None = None
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
     store = ConfigStore.instance()
@@ -142,6 +166,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateSettings)
     store.store(name="embed_schema", node=EmbedSettings)
     store.store(name="cluster_schema", node=ClusterSettings)
+    store.store(name="negatives_schema", node=NegativesSettings)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:

@@ -13,9 +13,10 @@ from gloo import run_gloo
 from small_features import opened, planted, write_folder
 from tiny import write_tiny_shards
 
-from vlm.curation import Clusters, Settings, cluster, cluster_features
+from vlm.curation import cluster
 from vlm.curation.checkpoint import read_state
-from vlm.curation.kmeans import Passes
+from vlm.curation.cluster import Clusters, cluster_features
+from vlm.curation.kmeans import Passes, Settings
 from vlm.data.labels import read_footer
 from vlm.distributed import Topology
 from vlm.errors import ConfigError, DataError, LostRankError, VlmError

@@ -13,7 +13,8 @@ from vlm.settings import resolve
 def main(config: DictConfig) -> None:
     """Entry point of `vlm cluster`."""
     values = resolve(config)
-    from vlm.curation import Settings, cluster_features
+    from vlm.curation.cluster import cluster_features
+    from vlm.curation.kmeans import Settings
     from vlm.distributed import process_group
 
     settings = Settings(k=values["k"], iterations=values["iterations"], seed=values["seed"])

@@ -10,6 +10,7 @@ VERBS = {
     "embed": "features of shards by a trained tower",
     "evaluate": "score a run or a checkpoint and write a report",
     "import": "make a model of open_clip or transformers into a checkpoint",
+    "negatives": "captions that are wrong for their image, beside the shards",
     "shards": "pack, index, check, preview shards; toy shards",
 }
 

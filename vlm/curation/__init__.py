@@ -1,6 +1,1 @@
-"""What is made of features: virtual classes by k-means."""
-
-from vlm.curation.cluster import Clusters, cluster_features
-from vlm.curation.kmeans import Settings
-
-__all__ = ["Clusters", "Settings", "cluster_features"]
+"""What is made beside shards: virtual classes of features by k-means, hard negatives of captions."""

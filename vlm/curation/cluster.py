@@ -13,7 +13,8 @@ from tqdm import tqdm
 
 from vlm.curation.checkpoint import begin, read_state, write_clusters, write_state
 from vlm.curation.kmeans import Iteration, Passes, Settings, State, lloyd
-from vlm.curation.labels import check_name, label_places, unlabelled, write_labels
+from vlm.curation.labels import label_places, unlabelled, write_labels
+from vlm.curation.names import check_name
 from vlm.curation.report import write_report
 from vlm.distributed import ControlGroup, Topology, naming_lost_ranks
 from vlm.errors import ConfigError, DataError

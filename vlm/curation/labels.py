@@ -1,7 +1,6 @@
 """The nearest clusters of each sample, as sidecars of the shards."""
 
 import os
-import re
 from collections import Counter
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,15 +18,6 @@ from vlm.data.sidecar import sidecar_path
 from vlm.data.tar import is_local
 from vlm.errors import ConfigError, DataError
 from vlm.inference.features import FeatureSet, Manifest
-
-
-def check_name(name: str) -> None:
-    """Raise a ConfigError where files beside shards cannot be called so."""
-    if not re.fullmatch(r"[\w-]+", name) or name == "index":
-        raise ConfigError(
-            f"name={name!r} has to be of letters, digits, - and _, and not index: the labels lie beside each "
-            "shard as <shard>.<name>.parquet"
-        )
 
 
 def label_places(manifest: Manifest, name: str, out: Path) -> list[Path]:

@@ -67,6 +67,11 @@ class Negatives:
         return SampleNegatives(self.keys[row].as_py(), tuple(Negative(**value) for value in found))
 
     @property
+    def rows(self) -> list[tuple[Negative, ...]]:
+        """Those of every sample."""
+        return [self[row].negatives for row in range(len(self))]
+
+    @property
     def digest(self) -> str:
         """Of keys and negatives, however a file stores them."""
         return hashlib.sha256(repr([self.keys.to_pylist(), self.column.to_pylist()]).encode()).hexdigest()
