@@ -173,8 +173,42 @@ def test_contradictions_are_refused(changes: dict, message: str) -> None:
         train_data("x.tar", train=Source(**{"shards": "x.tar", "captions": "txt", **changes}))
 
 
-def test_sources_have_negatives_or_none(tmp_path: Path) -> None:
-    first = Source(shards=write_shards(tmp_path, SIZES), captions="txt", negatives="negatives")
-    other = Source(shards=first.shards, captions="txt", share=0.5)
-    with pytest.raises(ConfigError, match=r"of data\.train\.negatives and data\.mix\.web\.neg.* one is null"):
-        train_data(first.shards, train=first, mix={"web": other})
+def test_a_source_may_be_without_negatives(tmp_path: Path) -> None:
+    other = Source(shards=write_shards(tmp_path / "plain", [20]), captions="txt", share=0.5)
+    write_shards(tmp_path, SIZES)
+    write_beside(tmp_path)
+    for batch in batches(tmp_path, steps=3, mix={"web": other}):
+        assert batch["negative_mask"].shape == (8, 2)
+        assert not batch["negative_mask"][4:].any()
+
+
+def test_negatives_of_other_captions_are_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, SIZES)
+    write_beside(tmp_path)
+    other = Source(shards=f"{tmp_path}/*.tar", captions="json.caption_zh", negatives="negatives")
+    with pytest.raises(DataError, match=r"but of 'caption \d+' where a caption is '第\d+号'"):
+        train_data(other.shards, train=other).open()
+
+
+def test_a_first_file_without_any_is_refused(tmp_path: Path) -> None:
+    write_shards(tmp_path, [5])
+    keys = [f"{number:06d}" for number in range(5)]
+    path = tmp_path / "00000.negatives.parquet"
+    write_negatives(path, keys, [[]] * 5, maker="rules", seed=0, made_by="x")
+    source = Source(shards=f"{tmp_path}/*.tar", captions="txt", negatives="negatives")
+    with pytest.raises(DataError, match="has no negatives of any sample; make the negatives again"):
+        train_data(source.shards, train=source, global_batch_size=4).open()
+
+
+def test_what_is_the_caption_after_all_does_not_count(tmp_path: Path) -> None:
+    write_shards(tmp_path, [5])
+    rows = [
+        [Negative(f" caption {n}\n", text, "x") for text in (" ", f"caption {n}", f"caption {n + 1}")]
+        for n in range(5)
+    ]
+    keys = [f"{number:06d}" for number in range(5)]
+    write_negatives(tmp_path / "00000.negatives.parquet", keys, rows, maker="x", seed=0, made_by="x")
+    source = Source(shards=f"{tmp_path}/*.tar", captions="txt", negatives="negatives")
+    data = train_data(source.shards, train=source, global_batch_size=4)
+    (batch,) = data.open().loader(tokenize, start_step=0, stop_step=1, rank=0, world_size=1)
+    assert batch["negative_mask"].tolist() == [[False, True, False, False]] * 4

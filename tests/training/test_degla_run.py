@@ -127,7 +127,13 @@ def test_two_ranks_are_the_same_run(toy: Path, run: Path, first: Path, strategy:
             r"has a teacher, .* but trainer\.ema_decay=null; set trainer\.ema_decay=0",
         ),
         (["data.train.negatives=null"], r"needs hard negatives, but data\.train\.negatives=null; make some"),
+        (["trainer.ema_warmup=true"], r"trainer\.ema_warmup=true lets the average forget"),
+        (["objective=clip"], r"data\.train\.negatives=negatives, but the objective does not look at hard"),
         (["trainer=deepspeed_zero2"], r"trainer\.ema_decay=0\.9 with trainer\.strategy=deepspeed_zero2"),
+        (
+            ["trainer=deepspeed_zero2", "trainer.ema_decay=null"],
+            r"an objective with a teacher, .* with trainer\.strategy=deepspeed_zero2, which cannot hold",
+        ),
     ],
 )
 def test_what_cannot_be_is_refused_before_anything_is_written(
@@ -136,6 +142,18 @@ def test_what_cannot_be_is_refused_before_anything_is_written(
     with pytest.raises(ConfigError, match=message):
         train(toy, "refused", *overrides)
     assert not (toy / "runs" / "refused").exists()
+
+
+def test_a_decay_of_one_keeps_the_teacher_as_it_was(toy: Path, first: Path) -> None:
+    still = train(toy, "degla_still", f"init_from={first}", "trainer.ema_decay=1.0", "trainer.max_steps=3")
+    assert all(
+        torch.equal(value, stored(first, 3)[n]) for n, value in stored(still, 3, "ema.safetensors").items()
+    )
+
+
+def test_a_teacher_of_random_weights_is_told(toy: Path, caplog: pytest.LogCaptureFixture) -> None:
+    train(toy, "degla_random", "trainer.max_steps=3")
+    assert "the teacher remembers random weights" in caplog.text
 
 
 def test_the_plan_counts_negatives_and_the_teacher(toy: Path) -> None:

@@ -237,12 +237,11 @@ class TrainBatches(Numbered[Batch]):
             return Batch(text=tokenizer(captions))
         padded = [[*example.negatives, *[""] * (count - len(example.negatives))] for example in examples]
         text = tokenizer([*captions, *chain(*padded)])
-        present = [[place < len(example.negatives) for place in range(count)] for example in examples]
-        return Batch(
-            text=text[: len(captions)],
-            negative_text=text[len(captions) :].view(len(captions), count, -1),
-            negative_mask=torch.tensor(present),
-        )
+        there = torch.tensor([[place < len(e.negatives) for place in range(count)] for e in examples])
+        own, negatives = text[: len(captions)], text[len(captions) :].view(len(captions), count, -1)
+        # Where both are cut to the same tokens, a negative is the caption.
+        differs = (negatives != own[:, None]).any(2)
+        return Batch(text=own, negative_text=negatives, negative_mask=there & differs)
 
     def _fill(self, slot: Slot, source: OrderedSource) -> tuple[Example, BrokenSample | None]:
         """The first sample of the slot that is whole, and the broken one whose place it takes, if any."""

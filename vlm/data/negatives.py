@@ -174,7 +174,7 @@ def draw_negatives(
     sample: SampleNegatives, caption: str, *, count: int, rng: random.Random
 ) -> tuple[str, ...]:
     """The negatives of a caption, in their order; of more than `count` so many, drawn at random."""
-    found = [negative for about, negative, _ in sample.negatives if about == caption]
+    found = [n.negative for n in sample.negatives if n.caption.strip() == caption and n.negative.strip()]
     ranks = sorted(range(len(found)), key=lambda _: rng.random())  # random() is the same in every release
     return tuple(found[place] for place in sorted(ranks[:count]))
 
@@ -201,6 +201,21 @@ class NegativeSidecars(Sidecars[Negatives]):
     def in_words(self, origin: Origin) -> str:
         maker, seed, made_by = (value or "unknown" for value in origin)
         return f"maker {maker}, seed {seed}, made by {made_by}"
+
+    def refuse(self, other: tuple[str, str] | None) -> None:
+        """Raise a DataError where negatives are of other captions, or none of the first file has any.
+
+        Args:
+            other: a caption of a sample, and what its negatives are of in its place.
+        """
+        if other is not None:
+            own, of = other
+            raise DataError(
+                f"{self._setting}: those of the first samples are not of their captions, but of {of!r} where "
+                f"a caption is {own!r}; make them of the fields that {self._key}.captions names"
+            )
+        if not any(self._example[row].negatives for row in range(len(self._example))):
+            raise self._again(self._first, "has no negatives of any sample")
 
     def check_key(self, raw: RawSample) -> None:
         """Raise a DataError where what lies beside a shard is of another sample than the shard's."""

@@ -90,7 +90,7 @@ class TrainData:
         for key, source in self._sources.items():
             check_labels(source, key=key)
             check_negatives(source, key=key)
-        for name in ("captions", "labels", "negatives"):
+        for name in ("captions", "labels"):
             self._check_alike(name)
 
     @property
@@ -156,6 +156,9 @@ class TrainData:
             )
         captions = as_strings(source.captions or ())
         _check_samples(shards, captions, labels=source.labels, key=key)
+        negatives = NegativeSidecars.of(source, shards, key=key)
+        if negatives is not None:
+            _check_negatives(shards, captions, negatives)
         held = self.shuffle_samples * batch_size // self.global_batch_size
         order = Order(
             shard_sizes=shards.sizes,
@@ -170,7 +173,7 @@ class TrainData:
             captions=captions,
             labels=source.labels,
             label_sidecars=LabelSidecars.of(source, shards, key=key),
-            negatives=NegativeSidecars.of(source, shards, key=key),
+            negatives=negatives,
             num_negatives=source.negatives_per_sample if source.negatives else 0,
             shards=shards,
             order=order,
@@ -338,6 +341,26 @@ def _check_samples(shards: ShardSet, fields: tuple[str, ...], *, labels: str | N
         f"none of the first samples of {shards.urls[0]} has {beside} ({', '.join(IMAGE_EXTENSIONS)}); "
         f"they have: {', '.join(seen) or 'nothing readable'}"
     )
+
+
+def _check_negatives(shards: ShardSet, fields: tuple[str, ...], negatives: NegativeSidecars) -> None:
+    """Look whether the hard negatives of the first samples are of their captions."""
+    other = None
+    with closing(ShardCursor(shards, members_of(fields), {"negatives": negatives.read})) as cursor:
+        for sample in range(min(_PEEK, shards.num_samples)):
+            try:
+                raw = cursor.read(*shards.locate(sample))
+                record = decode_record(raw)
+            except (BrokenSampleError, BrokenShardError):
+                continue
+            negatives.check_key(raw)
+            own = [caption for captions in record_captions(record, fields) for caption in captions]
+            of = [negative.caption.strip() for negative in raw.beside["negatives"].negatives]
+            if set(own) & set(of):
+                return
+            if own and of:
+                other = own[0], of[0]
+    negatives.refuse(other)
 
 
 def _check_at_least(least: int, name: str, value: int) -> None:

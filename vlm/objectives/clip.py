@@ -25,5 +25,5 @@ class ClipObjective(ContrastiveObjective):
 
     def contrast(self, model: ContrastiveModel, image: Tensor, text: Tensor, **how: Any) -> Tensor:
         if model.logit_bias is not None:
-            raise ConfigError("objective=clip has no use for model.init_logit_bias; set it to null")
+            raise ConfigError("this objective has no use for model.init_logit_bias; set it to null")
         return info_nce(image, text, logit_scale=model.logit_scale.exp(), **how)

@@ -92,6 +92,10 @@ class DeglaObjective(ClipObjective):
         return self.hard_negatives != "none" or bool(self.weights["igc"] or self.weights["tgc"])
 
     @property
+    def takes_negatives(self) -> bool:
+        return self.needs_negatives or self.weights["distillation"] > 0
+
+    @property
     def needs_teacher(self) -> bool:
         taught = self.weights["tgc"] and self.text_grounded_positive == "teacher"
         return bool(self.weights["distillation"] or taught)
@@ -137,8 +141,7 @@ class DeglaObjective(ClipObjective):
         )
 
     def _takes_negatives(self, batch: Batch) -> bool:
-        wanted = self.needs_negatives or self.weights["distillation"] > 0
-        return wanted and "negative_text" in batch
+        return self.takes_negatives and "negative_text" in batch
 
     def _with_all_texts(self, batch: Batch) -> Batch:
         """The captions, and after them their negatives: one pass through the tower."""

@@ -61,6 +61,11 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     @property
+    def takes_negatives(self) -> bool:
+        """Whether it looks at the hard negatives of a batch."""
+        return False
+
+    @property
     def needs_teacher(self) -> bool:
         """Whether `loss` looks at what `teach` gives."""
         return False

@@ -1,11 +1,15 @@
 """Whether the parts of a run fit each other."""
 
+import logging
+
 from torch import nn
 
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
 from vlm.training.engines import AVERAGE, check_holds
 from vlm.training.recipe import Run
+
+log = logging.getLogger(__name__)
 
 
 def check_batch_norm(run: Run, model: nn.Module) -> None:
@@ -52,21 +56,43 @@ def check_frozen_weights(run: Run) -> None:
 
 
 def check_taught(run: Run) -> None:
-    """What the objective learns from beside images and captions must be there.
+    """What the objective learns from beside images and captions must be there, and be looked at.
 
     Raises:
-        ConfigError: it needs a teacher or hard negatives, and none are asked for.
+        ConfigError: it has no teacher, or one that forgets; or hard negatives are missing, or ignored.
     """
-    if run.objective.needs_teacher and run.trainer.ema_decay is None:
-        raise ConfigError(
-            "the objective has a teacher, which is the average of the weights, but trainer.ema_decay=null; "
-            "set trainer.ema_decay=0.9996 and trainer.ema_warmup=false, or its weights to 0"
-        )
-    if "negative_text" in run.objective.required_keys and run.data.train.negatives is None:
+    negatives = [s.negatives for s in (run.data.train, *run.data.mix.values()) if s.negatives is not None]
+    if "negative_text" in run.objective.required_keys and not negatives:
         raise ConfigError(
             "the objective needs hard negatives, but data.train.negatives=null; make some by vlm negatives "
             "and name them, as data.train.negatives=negatives"
         )
+    if negatives and not run.objective.takes_negatives:
+        raise ConfigError(
+            f"data.train.negatives={negatives[0]}, but the objective does not look at hard negatives; set it "
+            "to null, or take objective=degla or objective=negclip"
+        )
+    if run.objective.needs_teacher:
+        _check_teacher(run)
+
+
+def _check_teacher(run: Run) -> None:
+    trainer = run.trainer
+    check_holds(trainer.strategy, AVERAGE, setting="an objective with a teacher, the average of the weights,")
+    if trainer.ema_decay is None:
+        raise ConfigError(
+            "the objective has a teacher, which is the average of the weights, but trainer.ema_decay=null; "
+            "set trainer.ema_decay=0.9996 and trainer.ema_warmup=false, or its weights to 0"
+        )
+    if trainer.ema_warmup:
+        raise ConfigError(
+            "trainer.ema_warmup=true lets the average forget the weights that the run begins with, which the "
+            "objective's teacher is to remember; set trainer.ema_warmup=false"
+        )
+    towers = [run.model.image, *([run.model.text] if run.model.text else [])]
+    pretrained = all(getattr(tower, "pretrained", False) for tower in towers)
+    if run.init_from is None and not pretrained and not run.resume:
+        log.warning("the teacher remembers random weights: init_from=null and the towers are not pretrained")
 
 
 def check_held(run: Run) -> None:

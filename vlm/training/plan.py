@@ -40,7 +40,8 @@ def plan(run: Run) -> str:
     spec, length = planned_spec(run), run.tokenizer.context_length if run.tokenizer else 0
     checkpointing = run.trainer.activation_checkpointing
     towers = dict(tower_costs(spec, text_length=length, activation_checkpointing=checkpointing))
-    negatives = run.data.train.negatives_per_sample if run.data.train.negatives else 0
+    sources = (run.data.train, *run.data.mix.values())
+    negatives = max(source.negatives_per_sample if source.negatives else 0 for source in sources)
     if negatives:
         towers["text"] = towers["text"].times(1 + negatives)
     loss = run.objective.cost(
