@@ -44,6 +44,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/compositional.md": {"bash": 3, "yaml": 1},
     "docs/guides/virtual_classes.md": {"bash": 8, "python": 1, "output": 2},
     "docs/guides/hard_negatives.md": {"bash": 2, "python": 1, "output": 2},
+    "docs/guides/interpolating.md": {"bash": 6},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
     "docs/reference/damaged_input.md": {},
@@ -105,7 +106,7 @@ def tiny(words: list[str]) -> list[str]:
 def _tiny_training(told: str) -> Iterator[str]:
     yield from ("trainer.max_steps=2", "schedule.warmup_steps=1", "trainer.log_every_n_steps=1")
     yield from ("checkpoint.every_n_steps=1", "evaluation.every_n_steps=2", "trainer.accelerator=cpu")
-    if re.search(r"experiment=(mvt_|lit_)?toy\b", told):
+    if re.search(r"experiment=(mvt_|lit_|degla_)?toy\b", told):
         yield from (f"make_data.{name}={count}" for name, count in SIZES.items())
     if "--config-dir" not in told:  # a recipe has a model and a batch size of its own
         model = TINY_IMAGE if "experiment=mvt_" in told else TINY_MODEL

@@ -29,8 +29,8 @@ SIDES = (
 """Where a label may stand beside its point: the anchor of its text, and the way to it."""
 _GENERAL, _COMPOSITIONAL = "zeroshot_classification", "image_caption_selection"
 
-Place = tuple[float, float]
-Box = tuple[float, float, float, float]
+Place = tuple[int | float, int | float]
+Box = tuple[int | float, int | float, int | float, int | float]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -174,7 +174,7 @@ def _span(values: Sequence[float]) -> tuple[float, float]:
     return middle - 1.25 * half, middle + 1.25 * half
 
 
-def _around(place: Place, radius: float) -> Box:
+def _around(place: Place, radius: int) -> Box:
     return place[0] - radius, place[1] - radius, place[0] + radius, place[1] + radius
 
 
