@@ -67,7 +67,8 @@ class Axes:
         known = metrics_of(results)
         for key, name in (("x", x), ("y", y)):
             if name is not None and name not in known:
-                raise ConfigError(f"{key}={name} is no metric of the suite; there are {', '.join(known)}")
+                near = [other for other in known if other.partition("/")[0] == name.partition("/")[0]]
+                raise ConfigError(f"{key}={name} is no metric; there are {', '.join(near or known)}")
         return cls(x=x or _first(results, _GENERAL), y=y or _first(results, _COMPOSITIONAL))
 
 

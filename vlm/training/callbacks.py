@@ -387,16 +387,19 @@ class Evaluate(Pausing):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
+        now = self._due_at_start(module)
+        if now is not None:
+            log.info("evaluating %s", now)
+            with self.checkpoint.control.listening():
+                self.act(trainer, module)
+
+    def _due_at_start(self, module: TrainingModule) -> str | None:
+        """What is evaluated before any training, in words; the same on every rank."""
         if module.resume_from is None:
-            if not self.before:
-                return
-            log.info("evaluating before the first step")
-        elif self.is_due(module.step) and self.checkpoint.lacks_evaluation(module.step):
-            log.info("evaluating step %d, which was not done to its end", module.step)
-        else:
-            return
-        with self.checkpoint.control.listening():
-            self.act(trainer, module)
+            return "before the first step" if self.before else None
+        if self.is_due(module.step) and self.checkpoint.lacks_evaluation(module.step):
+            return f"step {module.step}, which was not done to its end"
+        return None
 
     def act(self, trainer: L.Trainer, module: TrainingModule) -> None:
         def between_batches() -> None:
