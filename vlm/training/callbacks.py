@@ -389,7 +389,8 @@ class Evaluate(Pausing):
         assert isinstance(module, TrainingModule)
         now = self._due_at_start(module)
         if now is not None:
-            log.info("evaluating %s", now)
+            if trainer.is_global_zero:
+                log.info("evaluating %s", now)
             with self.checkpoint.control.listening():
                 self.act(trainer, module)
 
