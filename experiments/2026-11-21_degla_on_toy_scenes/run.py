@@ -1,4 +1,4 @@
-"""From one CLIP the same further budget of CLIP, NegCLIP, and DeGLA without and with distillation, on toy scenes.
+"""From one CLIP the same budget of CLIP, NegCLIP, and DeGLA with and without distillation, on toy scenes.
 
     python run.py --out FOLDER --seed 0
 

@@ -43,7 +43,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/evaluating.md": {"bash": 10, "python": 1, "yaml": 1, "output": 1},
     "docs/guides/compositional.md": {"bash": 3, "yaml": 1},
     "docs/guides/virtual_classes.md": {"bash": 8, "python": 1, "output": 2},
-    "docs/guides/hard_negatives.md": {"bash": 2, "python": 1, "output": 2},
+    "docs/guides/hard_negatives.md": {"bash": 3, "python": 1, "output": 2},
     "docs/guides/interpolating.md": {"bash": 6},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
