@@ -91,6 +91,24 @@ class EvaluateSettings:
 
 
 @dataclass
+class InterpolateSettings:
+    """Root keys of `vlm interpolate`."""
+
+    start: str = MISSING
+    end: str = MISSING
+    weights: list[float] = MISSING
+    out: str = MISSING
+    paths: PathSettings = MISSING
+    suite: Any = None
+    x: str | None = None
+    y: str | None = None
+    device: str = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    bf16: bool = MISSING
+
+
+@dataclass
 class EmbedPreprocessSettings:
     """What `vlm embed model=` does to pictures, as `data.preprocess` of training."""
 
@@ -164,6 +182,7 @@ def register_schemas() -> None:
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainSettings)
     store.store(name="evaluate_schema", node=EvaluateSettings)
+    store.store(name="interpolate_schema", node=InterpolateSettings)
     store.store(name="embed_schema", node=EmbedSettings)
     store.store(name="cluster_schema", node=ClusterSettings)
     store.store(name="negatives_schema", node=NegativesSettings)

@@ -39,6 +39,8 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         ),
         (["vlm.cli.main", "cluster", "features=nowhere", "k=2", "out=x"], "nowhere has no manifest.json"),
         (["vlm.cli.main", "cluster", "features=x", "k=many", "out=x"], "k"),
+        (["vlm.cli.main", "interpolate", "start=x", "out=x"], "no value for end"),
+        (["vlm.cli.main", "interpolate", "start=x", "end=x", "out=x", "weigths=[0]"], "weigths"),
         (["vlm.cli.main", "evalute"], "no verb 'evalute'"),
         (["vlm.cli.main", "shards", "mix"], "no verb 'mix'"),
         (["vlm.cli.main", "shards", "index", "shards=nothing-*.tar"], "matches no file"),

@@ -35,6 +35,7 @@ def imports_torch(module: str, *arguments: str) -> bool:
         ("main", ["shards", "pack", "--help"]),
         ("main", ["evaluate", "--help"]),
         ("main", ["embed", "--help"]),
+        ("main", ["interpolate", "--help"]),
         ("main", ["cluster", "--help"]),
         ("main", ["bench", "--help"]),
         ("main", ["bench", "loss", "--help"]),

@@ -14,6 +14,7 @@ import vlm
 from vlm.cli.train import train_from
 from vlm.errors import ConfigError
 from vlm.objectives.contrastive import ContrastiveObjective
+from vlm.training.callbacks import Evaluate
 
 
 def losses(run: Path) -> dict[int, float]:
@@ -188,3 +189,40 @@ def test_equal_captions_are_masked_when_the_key_says_so(toy: Path) -> None:
     )
     with (run / "metrics.csv").open(newline="") as file:
         assert all(row["train/equal_captions"] for row in csv.DictReader(file))
+
+
+def scores(run: Path) -> dict[int, str]:
+    """By step, of the rows that have them."""
+    with (run / "metrics.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {int(row["step"]): row["eval/choice_en/acc"] for row in rows if row.get("eval/choice_en/acc")}
+
+
+def test_an_evaluation_before_the_first_step_is_a_row_and_changes_nothing(
+    toy: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = train(toy, "run.name=before", "evaluation.before=true", "evaluation.every_n_steps=4")
+    assert list(scores(run)) == [0, 4, 8]
+    assert losses(run) == losses(finished)
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        one, two = (folder / "checkpoints" / "step_00000008" / name for folder in (run, finished))
+        assert one.read_bytes() == two.read_bytes()
+    assert sorted(path.name for path in (run / "checkpoints").iterdir()) == ["step_00000004", "step_00000008"]
+
+    before = scores(run)
+    shutil.rmtree(run / "checkpoints" / "step_00000008")
+    evaluated: list[int] = []
+    act = Evaluate.act
+    monkeypatch.setattr(
+        Evaluate, "act", lambda self, *args: (evaluated.append(args[1].step), act(self, *args))
+    )
+    train(toy, "run.name=before", "evaluation.before=true", "evaluation.every_n_steps=4", "run.resume=true")
+    assert evaluated == [8]  # not where it goes on from
+    assert scores(run) == before
+
+
+def test_the_row_before_is_of_the_weights_that_the_run_begins_with(toy: Path, finished: Path) -> None:
+    run = train(toy, "run.name=after", "evaluation.before=true", f"init_from={finished}", "run.seed=3")
+    first, *_, last = scores(run).items()
+    assert first == (0, scores(finished)[8])
+    assert last[0] == 8

@@ -97,6 +97,22 @@ def test_the_run_ends_after_one_batch_and_later_evaluates_as_if_nothing_had_been
     assert (run / "metrics.csv").read_bytes() == before
 
 
+def test_the_evaluation_before_the_first_step_heeds_a_signal_too(
+    toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def train_before(name: str) -> Path:
+        words = [*SETTINGS, "evaluation.before=true", f"run.name={name}", "run.resume=true"]
+        return train_from(composed(tiny_overrides(toy, *words)))
+
+    with monkeypatch.context() as patch:
+        patch.setattr(callbacks, "run_suite", SignalIn(1))
+        with pytest.raises(StoppedError, match="stopped after step 0"):
+            train_before("asked_before")
+    run = train_before("asked_before")  # from the start, as nothing was written
+    assert evaluated(run) == ["0", "4", "8"]
+    assert logged(run) == logged(train_before("not_asked_before"))
+
+
 @pytest.mark.long
 def test_two_ranks_leave_an_evaluation_together(toy: Path) -> None:
     slow = ["evaluation.batch_size=1", "trainer.devices=2", "run.name=asked_two", "run.resume=true"]

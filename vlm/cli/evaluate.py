@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from omegaconf import DictConfig
 
@@ -11,54 +11,104 @@ from vlm.cli.device import check_batches, usable_device
 from vlm.errors import CheckpointError, ConfigError
 from vlm.settings import build_evaluators, resolve
 
+if TYPE_CHECKING:
+    from vlm.distributed import Topology
+    from vlm.evaluation import Evaluator, Result
+
 
 @command("evaluate")
 def main(config: DictConfig) -> None:
     """Entry point of `vlm evaluate`."""
     values = resolve(config)
     from vlm.distributed import process_group
-    from vlm.evaluation import check_text, run_suite, write_report, write_results
-    from vlm.inference import Embedder, latest_checkpoint, load
+    from vlm.inference import latest_checkpoint
 
     checkpoint = latest_checkpoint(values["run"])
-    run_folder = checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
-    evaluators = build_evaluators(values["suite"]) if values["suite"] else _of_training(checkpoint)
-    if not evaluators:
-        raise ConfigError(
-            f"suite is not set, and {run_folder} was trained without one; try suite=zero_shot, or "
-            "suite=vision for images alone"
-        )
+    evaluators = suite_of(values["suite"], checkpoint)
     weights = values["weights"]
-    place = checkpoint.name if weights == "model" else f"{checkpoint.name}_{weights}"
-    out = Path(values["out"] or run_folder / "evaluation" / place)
+    out = Path(values["out"] or place_of(checkpoint, weights=weights))
     with process_group() as topology:
-        check_batches(values)
-        device = usable_device(values["device"])
-        if topology.is_main:
-            for evaluator in evaluators.values():
-                evaluator.check()
-        loaded = load(checkpoint, weights=weights, device=device)
-        check_text(evaluators, has_text=loaded.tokenizer is not None)
-        embedder = Embedder(
-            loaded,
-            topology,
-            batch_size=values["batch_size"],
-            num_workers=values["num_workers"],
-            bf16=values["bf16"],
-            progress=True,
-        )
-        results = run_suite(evaluators, embedder)
+        require_usable(evaluators, values, topology)
+        results = score(checkpoint, evaluators, values, topology, out=out, weights=weights)
         if not topology.is_main:
             return
-        write_results(out, results, checkpoint=checkpoint, weights=weights)
-        report = write_report(
-            out, results, checkpoint=checkpoint, metrics_csv=run_folder / "metrics.csv", weights=weights
-        )
         print(_table(results))
-        print(f"results: {out / 'results.json'}\nreport:  {report}  (open it in a browser)")
+        print(f"results: {out / 'results.json'}\nreport:  {out / 'report.html'}  (open it in a browser)")
 
 
-def _of_training(checkpoint: Path) -> dict[str, Any]:
+def suite_of(suite: Any, checkpoint: Path) -> "dict[str, Evaluator]":
+    """The evaluators of a `suite` node; where it is not set, those that the checkpoint was trained with.
+
+    Raises:
+        ConfigError: there are none.
+    """
+    evaluators = build_evaluators(suite) if suite else _of_training(checkpoint)
+    if not evaluators:
+        raise ConfigError(
+            f"suite is not set, and {_run_of(checkpoint)} was trained without one; try suite=zero_shot, or "
+            "suite=vision for images alone"
+        )
+    return evaluators
+
+
+def place_of(checkpoint: Path, *, weights: str = "model") -> Path:
+    """Where the results of a checkpoint are written, unless asked for otherwise."""
+    name = checkpoint.name if weights == "model" else f"{checkpoint.name}_{weights}"
+    return _run_of(checkpoint) / "evaluation" / name
+
+
+def require_usable(
+    evaluators: "Mapping[str, Evaluator]", values: dict[str, Any], topology: "Topology"
+) -> None:
+    """Check the numbers of a command that evaluates, and on the first rank what its evaluators read."""
+    check_batches(values)
+    usable_device(values["device"])
+    if topology.is_main:
+        for evaluator in evaluators.values():
+            evaluator.check()
+
+
+def score(
+    checkpoint: Path,
+    evaluators: "Mapping[str, Evaluator]",
+    values: dict[str, Any],
+    topology: "Topology",
+    *,
+    out: Path,
+    weights: str = "model",
+) -> "dict[str, Result]":
+    """Run evaluators on a checkpoint; `results.json` and `report.html` go to `out`. Called on every rank.
+
+    Args:
+        values: `device`, `batch_size`, `num_workers` and `bf16` of the command.
+    """
+    from vlm.evaluation import check_text, run_suite, write_report, write_results
+    from vlm.inference import Embedder, load
+
+    loaded = load(checkpoint, weights=weights, device=usable_device(values["device"]))
+    check_text(evaluators, has_text=loaded.tokenizer is not None)
+    embedder = Embedder(
+        loaded,
+        topology,
+        batch_size=values["batch_size"],
+        num_workers=values["num_workers"],
+        bf16=values["bf16"],
+        progress=True,
+    )
+    results = run_suite(evaluators, embedder)
+    if topology.is_main:
+        metrics_csv = _run_of(checkpoint) / "metrics.csv"
+        write_results(out, results, checkpoint=checkpoint, weights=weights)
+        write_report(out, results, checkpoint=checkpoint, metrics_csv=metrics_csv, weights=weights)
+    return results
+
+
+def _run_of(checkpoint: Path) -> Path:
+    """The run's folder, or the checkpoint's where it stands alone."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
+def _of_training(checkpoint: Path) -> "dict[str, Evaluator]":
     """The evaluators that a checkpoint was trained with.
 
     It may be a stranger's: only the project's own evaluators are built, on files and addresses.

@@ -10,6 +10,7 @@ VERBS = {
     "embed": "features of shards by a trained tower",
     "evaluate": "score a run or a checkpoint and write a report",
     "import": "make a model of open_clip or transformers into a checkpoint",
+    "interpolate": "checkpoints between two, and what each keeps of either",
     "negatives": "captions that are wrong for their image, beside the shards",
     "shards": "pack, index, check, preview shards; toy shards",
 }
@@ -27,7 +28,7 @@ def main() -> None:
     """Entry point of the command `vlm`."""
     verb = sys.argv[1] if len(sys.argv) > 1 else "--help"
     if verb in ("-h", "--help"):
-        print(HELP.format(verbs="\n".join(f"  {name:<10} {text}" for name, text in VERBS.items())))
+        print(HELP.format(verbs="\n".join(f"  {name:<12} {text}" for name, text in VERBS.items())))
         return
     if verb not in VERBS:
         sys.exit(f"vlm: no verb {verb!r}; there are {', '.join(VERBS)}")

@@ -20,6 +20,7 @@ from vlm.inference.checkpoint import (
     versions,
 )
 from vlm.inference.embed import Embedder, ImageEmbeddings
+from vlm.inference.interpolate import Line, interpolate
 from vlm.inference.load import Loaded, load
 
 __all__ = [
@@ -30,9 +31,11 @@ __all__ = [
     "Description",
     "Embedder",
     "ImageEmbeddings",
+    "Line",
     "Loaded",
     "check_buildable",
     "checkpoints_of",
+    "interpolate",
     "latest_checkpoint",
     "load",
     "load_weights",

@@ -359,6 +359,7 @@ class Evaluate(Pausing):
 
     Args:
         progress: is called after each batch.
+        before: whether a new run begins with an evaluation too, logged as that of step 0.
     """
 
     def __init__(
@@ -371,10 +372,12 @@ class Evaluate(Pausing):
         *,
         every_n_steps: int,
         max_steps: int,
+        before: bool,
         batch_size: int,
         num_workers: int,
     ) -> None:
         super().__init__(step_log, every_n_steps=every_n_steps, max_steps=max_steps)
+        self.before = before
         self.evaluators = evaluators
         self.loaded = loaded
         self.checkpoint = checkpoint
@@ -384,11 +387,20 @@ class Evaluate(Pausing):
 
     def on_fit_start(self, trainer: L.Trainer, module: L.LightningModule) -> None:
         assert isinstance(module, TrainingModule)
-        resumed = module.resume_from is not None
-        if resumed and self.is_due(module.step) and self.checkpoint.lacks_evaluation(module.step):
-            log.info("evaluating step %d, which was not done to its end", module.step)
+        now = self._due_at_start(module)
+        if now is not None:
+            if trainer.is_global_zero:
+                log.info("evaluating %s", now)
             with self.checkpoint.control.listening():
                 self.act(trainer, module)
+
+    def _due_at_start(self, module: TrainingModule) -> str | None:
+        """What is evaluated before any training, in words; the same on every rank."""
+        if module.resume_from is None:
+            return "before the first step" if self.before else None
+        if self.is_due(module.step) and self.checkpoint.lacks_evaluation(module.step):
+            return f"step {module.step}, which was not done to its end"
+        return None
 
     def act(self, trainer: L.Trainer, module: TrainingModule) -> None:
         def between_batches() -> None:
@@ -407,4 +419,5 @@ class Evaluate(Pausing):
         results = run_suite(self.evaluators, embedder)
         metrics = {f"eval/{name}/{k}": v for name, r in results.items() for k, v in r.metrics.items()}
         self.step_log.to_loggers(trainer, metrics, step=module.step)
-        self.checkpoint.evaluated(trainer, module, metrics)
+        if module.step > 0:  # before the first there is no checkpoint, and so none to be the best
+            self.checkpoint.evaluated(trainer, module, metrics)

@@ -170,10 +170,12 @@ class EvaluateEvery:
     """When and how to run the suite during training; it always runs at the end.
 
     Args:
+        before: whether a new run evaluates the weights that it begins with too, as step 0.
         weights: those of the step, or "ema", their average so far.
     """
 
     every_n_steps: int
+    before: bool
     weights: Literal["model", "ema"]
     batch_size: int
     num_workers: int

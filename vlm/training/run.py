@@ -257,6 +257,7 @@ def _evaluate(
         progress,
         every_n_steps=run.evaluation.every_n_steps,
         max_steps=run.trainer.max_steps,
+        before=run.evaluation.before,
         batch_size=run.evaluation.batch_size,
         num_workers=run.evaluation.num_workers,
     )
