@@ -17,7 +17,7 @@ ARMS = {
     "lit_clip": ("LiT: clusters of a CLIP's features", "tab:orange"),
     "lit_cls": ("LiT: names of single things", "tab:blue"),
 }
-SCORES = (0.25, 0.4, 0.5, 0.6)
+SCORES = (0.25, 0.4, 0.5, 0.6, 0.7)
 
 
 def curve(run: Path) -> dict[int, float]:

@@ -83,8 +83,9 @@ def test_every_experiment_takes_steps_when_it_is_made_tiny(experiment: str, toy:
         (stage,) = [name for name in EXPERIMENTS if name.startswith(before)]
         overrides = [f"init_from={take_steps(stage, toy, f'run.name=before_{experiment}')}"]
     if experiment.startswith("degla_"):
-        (stage,) = [name for name in EXPERIMENTS if experiment.startswith(f"degla_{name}")] or [
-            "clip_vit_b32"
-        ]
-        overrides = [f"init_from={take_steps(stage, toy, f'run.name=before_{experiment}')}"]
+        (stage,) = [name for name in EXPERIMENTS if experiment == f"degla_{name}"] or ["clip_vit_b32"]
+        named = [f"run.name=before_{experiment}"]
+        if experiment == "degla_vit_b32_coco":
+            named += ["++model.image.options.act_layer=quick_gelu", "model.text.activation=quick_gelu"]
+        overrides = [f"init_from={take_steps(stage, toy, *named)}"]
     assert (take_steps(experiment, toy, *overrides) / "checkpoints" / "step_00000003").is_dir()
