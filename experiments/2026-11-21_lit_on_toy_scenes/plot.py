@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path, required=True)
     given = parser.parse_args()
-    figure, axes = plt.subplots(figsize=(7, 5.2), layout="constrained")
+    figure, axes = plt.subplots(figsize=(7, 6), layout="constrained")
     for arm, (label, color) in ARMS.items():
         curves = [curve(run) for run in sorted(given.out.glob(f"seed*/runs/{arm}"))]
         curves = [scores for scores in curves if len(scores) == len(curves[0])]
@@ -56,7 +56,7 @@ def main() -> None:
     axes.set_ylabel("zero-shot top-1 of 192 held-out names, %")
     axes.set_ylim(0)
     axes.grid(alpha=0.3)
-    figure.legend(loc="outside lower center", ncols=2)
+    figure.legend(loc="outside lower center", ncols=1)
     figure.savefig(Path(__file__).with_name("curves.png"), dpi=130)
 
 
