@@ -103,17 +103,21 @@ class CaseFields:
         return [(true, false)] if true or false else [(_some(true), false)]
 
     def _texts(self, entry: Any, name: str, *, required: bool = True) -> tuple[str, ...]:
-        """Every caption in the fields that `name` stands for."""
+        """Every caption in the fields that `name` stands for; of options none is empty."""
         found: list[str] = []
         for path in _listed(self.names.get(name, [])):
             value = find(entry, path)
             if value is None and not required:
                 continue
             values = value if isinstance(value, list) else [_present(value, entry, path)]
-            for text in values:
-                if not isinstance(text, str):
-                    raise FieldError(f"has {path}={_short(value)}, not a text or a list of texts")
-                found += [line.strip() for line in text.splitlines() if line.strip()]
+            if not all(isinstance(text, str) for text in values):
+                raise FieldError(f"has {path}={_short(value)}, not a text or a list of texts")
+            captions = [_in_one_line(text) for text in values]
+            if name == "options" and not (captions and all(captions)):
+                raise FieldError(
+                    f"has {path}={_short(value)} with an empty option; the first has to be the true one"
+                )
+            found += filter(None, captions)
         return tuple(found)
 
     def _label(self, entry: Any) -> bool:
@@ -187,6 +191,10 @@ def _present(value: Any | None, entry: Any, path: str) -> Any:
         has = f" (it has {', '.join(map(str, entry))})" if isinstance(entry, Mapping) else ""
         raise FieldError(f"has no {path!r}{has}")
     return value
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _some(captions: tuple[str, ...]) -> tuple[str, ...]:
