@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -209,6 +210,8 @@ MAPPED = {"image": "{image}", "true_captions": "true_captions", "false_captions"
         ([GOOD | {"true_captions": 5}], {}, r"entry 0 has true_captions=5, not a text or a list of texts"),
         ([GOOD | {"true_captions": [], "false_captions": " "}], {}, r"entry 0 has no caption"),
         ([GOOD | {"box": [1, 2, 0, 4]}], {}, r"has the box \[1, 2, 0, 4\], not left, top, width and height"),
+        ([GOOD | {"box": [1, 2, math.nan, 4]}], {}, r"has the box \[1, 2, nan, 4\], not left, top, width"),
+        ([GOOD | {"box": [1, -math.inf, 3, 4]}], {}, r"has the box \[1, -inf, 3, 4\], not left, top, width"),
         ([], {}, r"hold no cases"),
         (
             [GOOD],

@@ -185,6 +185,25 @@ def test_cases_that_compare_nothing_are_refused(tmp_path: Path) -> None:
         evaluator.check()
 
 
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        (["macro", "b"], r"macro_acc would be a metric of the category 'macro' and of the whole"),
+        (["a b", "a_b"], r"a_b_acc would be a metric of the category 'a_b' and of the category 'a b'"),
+        (["a", "a_tot"], r"a_tot_acc would be a metric of the category 'a_tot' and of the category 'a'"),
+    ],
+)
+def test_categories_whose_accuracies_would_overwrite_each_other_are_refused(
+    tmp_path: Path, categories: list[str], message: str
+) -> None:
+    case = {"true_captions": "t", "false_captions": "f"}
+    evaluator = Compositional(write_cases(tmp_path, [case | {"category": name} for name in categories]))
+    with pytest.raises(DataError, match=message):
+        evaluator.check()
+    with pytest.raises(DataError, match=message):
+        evaluator(random_vectors(2, ["t", "f"]))
+
+
 def test_the_captions_alone_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     cases: list[dict[str, object]] = [
         {"true_captions": f"a {n}", "false_captions": f"no {n}"} for n in range(30)

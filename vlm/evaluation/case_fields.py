@@ -1,5 +1,6 @@
 """From an entry of a benchmark to cases: which field holds what."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -146,7 +147,9 @@ class CaseFields:
             return None
         values = [_present(find(entry, path), entry, path) for path in paths]
         sides = values[0] if len(values) == 1 else values
-        numbers = isinstance(sides, list) and all(isinstance(side, int | float) for side in sides)
+        numbers = isinstance(sides, list) and all(
+            isinstance(side, int | float) and math.isfinite(side) for side in sides
+        )
         if not numbers or len(sides) != 4 or min(sides[2:]) <= 0:
             raise FieldError(f"has the box {_short(sides)}, not left, top, width and height in pixels")
         left, top, width, height = map(float, sides)

@@ -31,6 +31,8 @@ from vlm.inference import Embedder
 
 logger = logging.getLogger(__name__)
 
+_OVERALL = ("acc", "macro_acc", "tot_acc", "macro_tot_acc", "true_false_acc")
+
 BLOCK_ROWS = 1 << 16
 """Vectors that are compared at once."""
 
@@ -91,6 +93,7 @@ class Compositional:
     def check(self) -> None:
         cases = self.source.read()
         _require_contests(cases)
+        _require_distinct_names(cases)
         if self.tune is not None:
             self.tune.read()
         if cases.num_missing:
@@ -104,6 +107,7 @@ class Compositional:
     def __call__(self, embedder: Embedder) -> Result:
         cases, features = self.source.embed(embedder)
         _require_contests(cases)
+        _require_distinct_names(cases)
         texts = _Texts.of(cases.cases, embedder)
         contests = _contests(cases, features, texts)
         notes: dict[str, int | float] = {
@@ -170,6 +174,20 @@ def _require_contests(cases: Cases) -> None:
             f"cases: none of {len(empty)} has both true and false captions, or a group in which a caption is "
             "true of one picture and false of another; set false_captions or group in cases.fields"
         )
+
+
+def _require_distinct_names(cases: Cases) -> None:
+    """Raise a `DataError` where a category's accuracy has the name of another metric."""
+    owner = dict.fromkeys(_OVERALL, "the whole")
+    for category in dict.fromkeys(case.category for case in cases.cases if case.category is not None):
+        for name in ("acc", "tot_acc"):
+            metric = metric_of(category, name)
+            if metric in owner:
+                raise DataError(
+                    f"cases: {metric} would be a metric of the category {category!r} and of {owner[metric]}; "
+                    "give the category another name"
+                )
+            owner[metric] = f"the category {category!r}"
 
 
 def _contests(cases: Cases, features: Float[Tensor, "n d"], texts: _Texts) -> list[Contest]:
