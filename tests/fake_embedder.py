@@ -15,6 +15,7 @@ class FakeEmbedder(Embedder):
     def __init__(
         self, *, texts: dict[str, list[float]], images: list[list[float]], records: list[dict[str, Any]]
     ) -> None:
+        self.topology = Topology.current()
         self.vectors = texts
         self.rows = images
         self.records = records

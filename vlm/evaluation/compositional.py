@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm.distributed import gather_objects
 from vlm.errors import DataError
 from vlm.evaluation.case_examples import case_examples, group_examples, pictures_of
 from vlm.evaluation.case_fields import Case
@@ -128,7 +129,7 @@ class Compositional:
             task="image_caption_selection",
             metrics=found.metrics,
             chance=found.chance,
-            text_only=self._of_text_alone(cases),
+            text_only=self._of_text_alone(cases, embedder),
             num_samples=len(set(cases.picture)),
             details={
                 "examples": examples,
@@ -157,12 +158,15 @@ class Compositional:
         found.chance["true_false_acc"] = max(all_true, 1 - all_true)
         return threshold
 
-    def _of_text_alone(self, cases: Cases) -> dict[str, float]:
-        """Depends on no model, so that it is computed once."""
+    def _of_text_alone(self, cases: Cases, embedder: Embedder) -> dict[str, float]:
+        """Depends on no model, so that it is computed once, and by one rank for all."""
         if self._text_only is None:
-            read = text_only_contests(cases.cases)
-            credits = [None if contest is None else contest.credit for contest in read]
-            self._text_only = by_category(cases.cases, credits, name="acc", macro=self.macro)
+            own: dict[str, float] = {}
+            if embedder.topology.is_main:
+                read = text_only_contests(cases.cases)
+                credits = [None if contest is None else contest.credit for contest in read]
+                own = by_category(cases.cases, credits, name="acc", macro=self.macro)
+            self._text_only = gather_objects(own)[0]
         return self._text_only
 
 
