@@ -15,6 +15,7 @@ class FakeEmbedder(Embedder):
     def __init__(
         self, *, texts: dict[str, list[float]], images: list[list[float]], records: list[dict[str, Any]]
     ) -> None:
+        self.topology = Topology.current()
         self.vectors = texts
         self.rows = images
         self.records = records
@@ -22,10 +23,12 @@ class FakeEmbedder(Embedder):
     def images(self, shards: str | Sequence[str]) -> ImageEmbeddings:
         return ImageEmbeddings(torch.tensor(self.rows, dtype=torch.float32), self.records)
 
-    def image_files(self, files: Sequence[ImageFile]) -> torch.Tensor:
+    def image_files(self, files: Sequence[ImageFile]) -> ImageEmbeddings:
         """The written rows for files named by their number, such as `0.png`."""
         rows = [self.rows[int(Path(file.path).stem)] for file in files]
-        return torch.tensor(rows, dtype=torch.float32)
+        return ImageEmbeddings(
+            torch.tensor(rows, dtype=torch.float32), [{"key": file.path} for file in files]
+        )
 
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([self.vectors[text] for text in texts], dtype=torch.float32)

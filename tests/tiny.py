@@ -80,13 +80,15 @@ def write_tiny_shards(folder: Path, *, num_samples: int, max_samples: int = 5) -
 
 
 def write_tiny_cases(folder: Path) -> Path:
-    """Nine squares as image files, in groups of two that share their captions, one of them missing."""
+    """Ten squares as image files, in groups of two that share their captions; one is missing, one damaged."""
     (folder / "squares").mkdir(parents=True, exist_ok=True)
     lines = []
     for row in range(10):
         name, other = (list(COLOURS)[(row + step) % 2 + 2 * (row % 4 > 1)] for step in (0, 1))
         if row < 9:
             Image.new("RGB", (20, 20), COLOURS[name]).save(folder / "squares" / f"{row}.png")
+        if row == 4:
+            (folder / "squares" / f"{row}.png").write_bytes(b"damaged")
         case = {
             "image": f"squares/{row}.png",
             "true_captions": f"a {name} square",

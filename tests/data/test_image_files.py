@@ -8,7 +8,6 @@ from tiny import tiny_loaded
 
 from vlm.data import ImageFile
 from vlm.distributed import Topology
-from vlm.errors import DataError
 from vlm.inference import Embedder
 
 
@@ -36,14 +35,22 @@ def test_vectors_of_files_are_those_of_their_pictures_in_any_batch(photo: Path) 
         expected = loaded.model.encode_image(pixels)
     for batch_size, num_workers in ((2, 0), (8, 0), (3, 1)):
         embedder = Embedder(loaded, Topology.current(), batch_size=batch_size, num_workers=num_workers)
-        torch.testing.assert_close(embedder.image_files(files), expected)
+        torch.testing.assert_close(embedder.image_files(files).features, expected)
 
 
 @pytest.mark.parametrize("data", [b"no image", None])
-def test_what_is_no_image_is_named(tmp_path: Path, photo: Path, data: bytes | None) -> None:
+def test_what_is_no_image_is_named_and_spoils_no_other(
+    tmp_path: Path, photo: Path, data: bytes | None
+) -> None:
     path = tmp_path / "bad.png"
     path.write_bytes(photo.read_bytes()[:300] if data is None else data)
     embedder = Embedder(tiny_loaded(), Topology.current(), batch_size=2, num_workers=0)
-    for box in (None, (0.0, 0.0, 30.0, 30.0)):
-        with pytest.raises(DataError, match=r"bad.png cannot be evaluated"):
-            embedder.image_files([ImageFile(str(photo)), ImageFile(str(path), box)])
+    for bad in (ImageFile(str(path)), ImageFile(str(path), (0.0, 0.0, 30.0, 30.0)), ImageFile("no/file.png")):
+        good = ImageFile(str(photo))
+        found = embedder.image_files([bad, good, bad])
+        torch.testing.assert_close(found.features[1], embedder.image_files([good]).features[0])
+        assert [record.get("unreadable", "").split(":")[0] for record in found.records] == [
+            f"{bad.path} cannot be evaluated",
+            "",
+            f"{bad.path} cannot be evaluated",
+        ]

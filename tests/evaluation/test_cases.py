@@ -2,6 +2,7 @@
 
 import gzip
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -137,6 +138,29 @@ def test_winoground_has_two_cases_an_entry(tmp_path: Path) -> None:
     assert {case.group for case in cases} == {"examples/0"}
 
 
+def test_a_caption_of_several_lines_is_one_caption(tmp_path: Path) -> None:
+    (tmp_path / "a.jpg").touch()
+    entry = {"image": "a.jpg", "true_captions": "a dog\n  on grass\n", "options": ["a cat\r\nasleep", "b"]}
+    place(tmp_path, "mine.json", [entry])
+    for name, true, false in (
+        ("true_captions", ("a dog on grass",), ()),
+        ("options", ("a cat asleep",), ("b",)),
+    ):
+        fields = {"image": "{image}", name: name}
+        (case,) = CasesFromFiles(str(tmp_path / "*.json"), str(tmp_path), fields=fields).read().cases
+        assert (case.true, case.false) == (true, false)
+
+
+@pytest.mark.parametrize("name", ["x.json", "x.jsonl"])
+def test_byte_order_marks_and_line_separators_in_texts_are_read(tmp_path: Path, name: str) -> None:
+    (tmp_path / "a.jpg").touch()
+    entry = '{"image": "a.jpg", "true_captions": "one\u2028line"}'
+    lines = f"{entry}\r\n{entry}\n" if name == "x.jsonl" else f"[{entry}, {entry}]"
+    (tmp_path / name).write_bytes(lines.encode("utf-8-sig"))
+    cases = CasesFromFiles(str(tmp_path / name), str(tmp_path)).read().cases
+    assert [case.true for case in cases] == [("one line",)] * 2
+
+
 def test_fields_may_be_places_in_lists_and_numbers_be_padded(tmp_path: Path) -> None:
     (tmp_path / "000000000042.jpg").touch()
     place(tmp_path, "coco_one.json", [[42, "true", "false"]])
@@ -186,6 +210,8 @@ MAPPED = {"image": "{image}", "true_captions": "true_captions", "false_captions"
         ([GOOD | {"true_captions": 5}], {}, r"entry 0 has true_captions=5, not a text or a list of texts"),
         ([GOOD | {"true_captions": [], "false_captions": " "}], {}, r"entry 0 has no caption"),
         ([GOOD | {"box": [1, 2, 0, 4]}], {}, r"has the box \[1, 2, 0, 4\], not left, top, width and height"),
+        ([GOOD | {"box": [1, 2, math.nan, 4]}], {}, r"has the box \[1, 2, nan, 4\], not left, top, width"),
+        ([GOOD | {"box": [1, -math.inf, 3, 4]}], {}, r"has the box \[1, -inf, 3, 4\], not left, top, width"),
         ([], {}, r"hold no cases"),
         (
             [GOOD],
@@ -198,6 +224,16 @@ MAPPED = {"image": "{image}", "true_captions": "true_captions", "false_captions"
             [GOOD | {"true_captions": "yes"}],
             {"fields": {"image": "{image}", "caption": "false_captions", "label": "true_captions"}},
             r"entry 0 has true_captions='yes', not true or false",
+        ),
+        (
+            [GOOD | {"false_captions": ["", "wrong", "x"]}],
+            {"fields": {"image": "{image}", "options": "false_captions"}},
+            r"entry 0 has false_captions=\['', 'wrong', 'x'\] with an empty option; the first has",
+        ),
+        (
+            [GOOD | {"true_captions": []}],
+            {"fields": {"image": "{image}", "options": ["true_captions", "false_captions"]}},
+            r"entry 0 has true_captions=\[\] with an empty option",
         ),
     ],
 )

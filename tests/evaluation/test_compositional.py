@@ -6,9 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from fake_embedder import FakeEmbedder
+from PIL import Image
+from tiny import tiny_loaded
 
+from vlm.distributed import Topology
 from vlm.errors import DataError
 from vlm.evaluation import CasesFromFiles, CasesFromShards, Compositional
+from vlm.inference import Embedder
 
 TOY = [
     {"category": "replaced", "true_captions": "txt", "each_false_caption": "json.replaced"},
@@ -155,10 +159,49 @@ def test_missing_pictures_are_counted_and_break_their_groups(
     assert found == {"num_cases": 5, "num_missing": 1, "num_groups": 1}
 
 
+def test_damaged_pictures_count_as_missing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Of three cases with tiny pictures, the second's is no image."""
+    case = {"true_captions": "a red square", "false_captions": "a blue square", "category": "c"}
+    cases: list[dict[str, object]] = [case | {"group": str(row)} for row in range(3)]
+    source = write_cases(tmp_path, cases)
+    for row in (0, 2):
+        Image.new("RGB", (20, 20), "red").save(tmp_path / f"{row}.png")
+    embedder = Embedder(tiny_loaded(), Topology.current(), batch_size=2, num_workers=0)
+    result = Compositional(source)(embedder)
+    (warning,) = [record.getMessage() for record in caplog.records]
+    assert warning.startswith(f"1 of 3 pictures are left out; {tmp_path / '1.png'} cannot be evaluated: ")
+    assert (result.notes["num_cases"], result.notes["num_missing"], result.num_samples) == (2, 1, 2)
+    assert result.details["files"].keys() == {0, 2}
+    assert source.embed(embedder)[0].broken_groups == {"mine/1"}
+    for row in (0, 2):
+        (tmp_path / f"{row}.png").write_bytes(b"")
+    with pytest.raises(DataError, match=r"no picture can be read; .*0.png cannot be evaluated"):
+        Compositional(source)(embedder)
+
+
 def test_cases_that_compare_nothing_are_refused(tmp_path: Path) -> None:
     evaluator = Compositional(write_cases(tmp_path, [{"true_captions": "t"}, {"false_captions": "t"}]))
     with pytest.raises(DataError, match=r"none of 2 has both true and false captions, or a group"):
         evaluator.check()
+
+
+@pytest.mark.parametrize(
+    ("categories", "message"),
+    [
+        (["macro", "b"], r"macro_acc would be a metric of the category 'macro' and of the whole"),
+        (["a b", "a_b"], r"a_b_acc would be a metric of the category 'a_b' and of the category 'a b'"),
+        (["a", "a_tot"], r"a_tot_acc would be a metric of the category 'a_tot' and of the category 'a'"),
+    ],
+)
+def test_categories_whose_accuracies_would_overwrite_each_other_are_refused(
+    tmp_path: Path, categories: list[str], message: str
+) -> None:
+    case = {"true_captions": "t", "false_captions": "f"}
+    evaluator = Compositional(write_cases(tmp_path, [case | {"category": name} for name in categories]))
+    with pytest.raises(DataError, match=message):
+        evaluator.check()
+    with pytest.raises(DataError, match=message):
+        evaluator(random_vectors(2, ["t", "f"]))
 
 
 def test_the_captions_alone_are_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

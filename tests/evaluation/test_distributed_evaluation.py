@@ -17,6 +17,7 @@ from vlm.evaluation import (
     NearestNeighbours,
     Retrieval,
     ZeroShot,
+    compositional,
     image_retrieval,
     nearest_neighbours,
     run_suite,
@@ -86,6 +87,23 @@ def test_every_rank_gets_exactly_what_one_process_gets(
     shards: str, alone: dict[int, dict[str, Any]], tmp_path: Path, world_size: int
 ) -> None:
     assert run_gloo(evaluate_all, world_size, tmp_path, shards) == [alone] * world_size
+
+
+def captions_alone(shards: str) -> dict[str, float]:
+    """What the captions alone get, on ranks of which only the first can tell."""
+    if not Topology.current().is_main:
+        compositional.text_only_contests = None  # type: ignore[assignment]
+    cases = CasesFromShards(
+        shards, fields={"true_captions": "json.caption_en", "each_false_caption": "json.false"}
+    )
+    embedder = Embedder(tiny_loaded(), Topology.current(), batch_size=6, num_workers=0)
+    return Compositional(cases)(embedder).text_only
+
+
+def test_one_rank_reads_the_captions_alone_for_all(
+    shards: str, alone: dict[int, dict[str, Any]], tmp_path: Path
+) -> None:
+    assert run_gloo(captions_alone, 2, tmp_path, shards) == [alone[6]["text_only"]["choice"]] * 2
 
 
 def test_nothing_is_counted_twice(alone: dict[int, dict[str, Any]]) -> None:

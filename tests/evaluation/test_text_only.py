@@ -2,6 +2,7 @@ import random
 
 import pytest
 
+from vlm.evaluation import text_only
 from vlm.evaluation.case_fields import Case
 from vlm.evaluation.text_only import text_only_contests
 
@@ -73,6 +74,14 @@ def test_cases_without_others_to_learn_from_have_no_score() -> None:
     alone = [Case(image="same.jpg", true=("a",), false=("b",), category="c")] * 3
     assert text_only_contests(alone) == [None] * 3
     assert text_only_contests([Case(image="x", true=("a",), false=())]) == [None]
+
+
+def test_captions_are_compared_once_for_all_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    compared: list[int] = []
+    whole = text_only._differences
+    monkeypatch.setattr(text_only, "_differences", lambda pairs: compared.append(len(pairs)) or whole(pairs))
+    assert mean_credit(cases_of(lambda a, b: (f"a {a}", f"no {b}"), count=50)) == 1
+    assert compared == [50]
 
 
 def test_scores_depend_on_the_captions_alone_not_on_the_order_of_cases() -> None:

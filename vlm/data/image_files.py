@@ -1,7 +1,7 @@
 """Images that lie as plain files, for benchmarks that publish their annotations alone."""
 
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import UInt8
@@ -45,7 +45,11 @@ def _part(image: Image.Image, box: tuple[float, float, float, float]) -> Image.I
 
 
 class ImageFileBatches(Numbered[EvalBatch]):
-    """Batch j of a list of image files for every j ≡ rank modulo the number of ranks; the key is the path."""
+    """Batch j of a list of image files for every j ≡ rank modulo the number of ranks.
+
+    Of a record the `key` is the path; where the file is no image, it stands there as a blank one, and
+    `unreadable` says why.
+    """
 
     def __init__(
         self,
@@ -70,10 +74,18 @@ class ImageFileBatches(Numbered[EvalBatch]):
         for number in numbers:
             start = (number * self._world_size + self._rank) * self._batch_size
             rows = range(start, min(start + self._batch_size, len(self._files)))
-            images = [self._pixels(self._files[row]) for row in rows]
-            images = images or [torch.zeros(3, side, side, dtype=torch.uint8)]
-            records = [{"key": self._files[row].path} for row in rows]
-            yield EvalBatch(torch.tensor(rows, dtype=torch.int64), torch.stack(images), records)
+            blank = torch.zeros(3, side, side, dtype=torch.uint8)
+            images: list[UInt8[Tensor, "3 h w"]] = []
+            records: list[dict[str, Any]] = []
+            for row in rows:
+                record = {"key": self._files[row].path}
+                try:
+                    images.append(self._pixels(self._files[row]))
+                except DataError as error:
+                    images.append(blank)
+                    record["unreadable"] = str(error)
+                records.append(record)
+            yield EvalBatch(torch.tensor(rows, dtype=torch.int64), torch.stack(images or [blank]), records)
 
     def _pixels(self, file: ImageFile) -> UInt8[Tensor, "3 h w"]:
         try:
@@ -91,10 +103,6 @@ def image_file_loader(
     rank: int,
     world_size: int,
 ) -> NumberedLoader[EvalBatch]:
-    """This rank's batches of a list of image files; every rank gets the same number of them.
-
-    Raises:
-        DataError: while iterating, naming a file that is no image.
-    """
+    """This rank's batches of a list of image files; every rank gets the same number of them."""
     batches = ImageFileBatches(files, preprocess, batch_size=batch_size, rank=rank, world_size=world_size)
     return NumberedLoader(batches, num_workers=num_workers)

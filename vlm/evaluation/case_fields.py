@@ -1,5 +1,6 @@
 """From an entry of a benchmark to cases: which field holds what."""
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -103,17 +104,21 @@ class CaseFields:
         return [(true, false)] if true or false else [(_some(true), false)]
 
     def _texts(self, entry: Any, name: str, *, required: bool = True) -> tuple[str, ...]:
-        """Every caption in the fields that `name` stands for."""
+        """Every caption in the fields that `name` stands for; of options none is empty."""
         found: list[str] = []
         for path in _listed(self.names.get(name, [])):
             value = find(entry, path)
             if value is None and not required:
                 continue
             values = value if isinstance(value, list) else [_present(value, entry, path)]
-            for text in values:
-                if not isinstance(text, str):
-                    raise FieldError(f"has {path}={_short(value)}, not a text or a list of texts")
-                found += [line.strip() for line in text.splitlines() if line.strip()]
+            if not all(isinstance(text, str) for text in values):
+                raise FieldError(f"has {path}={_short(value)}, not a text or a list of texts")
+            captions = [_in_one_line(text) for text in values]
+            if name == "options" and not (captions and all(captions)):
+                raise FieldError(
+                    f"has {path}={_short(value)} with an empty option; the first has to be the true one"
+                )
+            found += filter(None, captions)
         return tuple(found)
 
     def _label(self, entry: Any) -> bool:
@@ -142,7 +147,9 @@ class CaseFields:
             return None
         values = [_present(find(entry, path), entry, path) for path in paths]
         sides = values[0] if len(values) == 1 else values
-        numbers = isinstance(sides, list) and all(isinstance(side, int | float) for side in sides)
+        numbers = isinstance(sides, list) and all(
+            isinstance(side, int | float) and math.isfinite(side) for side in sides
+        )
         if not numbers or len(sides) != 4 or min(sides[2:]) <= 0:
             raise FieldError(f"has the box {_short(sides)}, not left, top, width and height in pixels")
         left, top, width, height = map(float, sides)
@@ -187,6 +194,10 @@ def _present(value: Any | None, entry: Any, path: str) -> Any:
         has = f" (it has {', '.join(map(str, entry))})" if isinstance(entry, Mapping) else ""
         raise FieldError(f"has no {path!r}{has}")
     return value
+
+
+def _in_one_line(text: str) -> str:
+    return " ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
 def _some(captions: tuple[str, ...]) -> tuple[str, ...]:

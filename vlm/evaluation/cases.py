@@ -2,9 +2,10 @@
 
 import gzip
 import json
+import logging
 import os
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from glob import glob
@@ -20,6 +21,8 @@ from vlm.evaluation.case_fields import Case, CaseFields, FieldError, find, own_f
 from vlm.evaluation.evaluator import Patterns, patterns, records_of
 from vlm.inference import Embedder
 
+logger = logging.getLogger(__name__)
+
 Fields = Mapping[str, Any] | Sequence[Mapping[str, Any]]
 """One mapping, as `CaseFields` takes it, or several, each of which makes cases of every entry."""
 
@@ -34,13 +37,26 @@ class Cases:
     broken_groups: frozenset[str] = frozenset()
     """Groups of which a picture is missing."""
     num_missing: int = 0
-    """Cases without a picture."""
+    """Cases without a picture that can be read."""
     num_left_out: int = 0
     """Entries that the benchmark's own scoring leaves out."""
     first_missing: str = ""
 
     def __post_init__(self) -> None:
         assert len(self.cases) == len(self.picture)
+
+    def without(self, unreadable: Collection[int]) -> "Cases":
+        """These cases, less those whose pictures are in these rows of the features; they count as missing."""
+        pairs = list(zip(self.cases, self.picture, strict=True))
+        kept = [(case, row) for case, row in pairs if row not in unreadable]
+        lost = [case for case, row in pairs if row in unreadable]
+        return replace(
+            self,
+            cases=[case for case, _ in kept],
+            picture=[row for _, row in kept],
+            broken_groups=self.broken_groups | {case.group for case in lost if case.group is not None},
+            num_missing=self.num_missing + len(lost),
+        )
 
 
 @runtime_checkable
@@ -136,9 +152,22 @@ class CasesFromFiles:
         return self._found[0]
 
     def embed(self, embedder: Embedder) -> tuple[Cases, Float[Tensor, "n d"]]:
-        """As `read`, with a row for each distinct picture."""
+        """As `read`, with a row for each distinct picture, but without the cases of those that are no images.
+
+        Raises:
+            DataError: no picture is an image.
+        """
         cases, files = self._found
-        return cases, embedder.image_files(files)
+        images = embedder.image_files(files)
+        unreadable = {
+            row: record["unreadable"] for row, record in enumerate(images.records) if "unreadable" in record
+        }
+        if len(unreadable) == len(files):
+            raise DataError(f"cases.images={self.images}: no picture can be read; {unreadable[0]}")
+        if unreadable and embedder.topology.is_main:
+            first = next(iter(unreadable.values()))
+            logger.warning("%d of %d pictures are left out; %s", len(unreadable), len(files), first)
+        return cases.without(unreadable), images.features
 
     def shown(self, rows: Sequence[int]) -> dict[str, Any]:
         """The files of these rows."""
@@ -233,7 +262,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
     """Where each entry of a file stands, and the entry."""
     text = _text(path)
     if ".jsonl" in path.suffixes:
-        for number, line in enumerate(text.splitlines(), start=1):
+        for number, line in enumerate(text.split("\n"), start=1):  # json may hold U+2028
             if line.strip():
                 yield f"{path}: line {number}", _parsed(line, f"{path}: line {number}")
         return
@@ -247,7 +276,7 @@ def _entries(path: Path) -> Iterator[tuple[str, Any]]:
 def _text(path: Path) -> str:
     try:
         data = path.read_bytes()
-        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
+        return (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8-sig")
     except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
         raise DataError(f"{path} cannot be read: {error}") from error
 

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from vlm.distributed import gather_objects
 from vlm.errors import DataError
 from vlm.evaluation.case_examples import case_examples, group_examples, pictures_of
 from vlm.evaluation.case_fields import Case
@@ -30,6 +31,8 @@ from vlm.evaluation.text_only import text_only_contests
 from vlm.inference import Embedder
 
 logger = logging.getLogger(__name__)
+
+_OVERALL = ("acc", "macro_acc", "tot_acc", "macro_tot_acc", "true_false_acc")
 
 BLOCK_ROWS = 1 << 16
 """Vectors that are compared at once."""
@@ -91,6 +94,7 @@ class Compositional:
     def check(self) -> None:
         cases = self.source.read()
         _require_contests(cases)
+        _require_distinct_names(cases)
         if self.tune is not None:
             self.tune.read()
         if cases.num_missing:
@@ -104,6 +108,7 @@ class Compositional:
     def __call__(self, embedder: Embedder) -> Result:
         cases, features = self.source.embed(embedder)
         _require_contests(cases)
+        _require_distinct_names(cases)
         texts = _Texts.of(cases.cases, embedder)
         contests = _contests(cases, features, texts)
         notes: dict[str, int | float] = {
@@ -124,7 +129,7 @@ class Compositional:
             task="image_caption_selection",
             metrics=found.metrics,
             chance=found.chance,
-            text_only=self._of_text_alone(cases),
+            text_only=self._of_text_alone(cases, embedder),
             num_samples=len(set(cases.picture)),
             details={
                 "examples": examples,
@@ -153,12 +158,15 @@ class Compositional:
         found.chance["true_false_acc"] = max(all_true, 1 - all_true)
         return threshold
 
-    def _of_text_alone(self, cases: Cases) -> dict[str, float]:
-        """Depends on no model, so that it is computed once."""
+    def _of_text_alone(self, cases: Cases, embedder: Embedder) -> dict[str, float]:
+        """Depends on no model, so that it is computed once, and by one rank for all."""
         if self._text_only is None:
-            read = text_only_contests(cases.cases)
-            credits = [None if contest is None else contest.credit for contest in read]
-            self._text_only = by_category(cases.cases, credits, name="acc", macro=self.macro)
+            own: dict[str, float] = {}
+            if embedder.topology.is_main:
+                read = text_only_contests(cases.cases)
+                credits = [None if contest is None else contest.credit for contest in read]
+                own = by_category(cases.cases, credits, name="acc", macro=self.macro)
+            self._text_only = gather_objects(own)[0]
         return self._text_only
 
 
@@ -170,6 +178,20 @@ def _require_contests(cases: Cases) -> None:
             f"cases: none of {len(empty)} has both true and false captions, or a group in which a caption is "
             "true of one picture and false of another; set false_captions or group in cases.fields"
         )
+
+
+def _require_distinct_names(cases: Cases) -> None:
+    """Raise a `DataError` where a category's accuracy has the name of another metric."""
+    owner = dict.fromkeys(_OVERALL, "the whole")
+    for category in dict.fromkeys(case.category for case in cases.cases if case.category is not None):
+        for name in ("acc", "tot_acc"):
+            metric = metric_of(category, name)
+            if metric in owner:
+                raise DataError(
+                    f"cases: {metric} would be a metric of the category {category!r} and of {owner[metric]}; "
+                    "give the category another name"
+                )
+            owner[metric] = f"the category {category!r}"
 
 
 def _contests(cases: Cases, features: Float[Tensor, "n d"], texts: _Texts) -> list[Contest]:

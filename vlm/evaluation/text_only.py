@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from vlm.evaluation.case_fields import Case
@@ -46,18 +46,20 @@ def text_only_contests(cases: Sequence[Case]) -> list[Contest | None]:
 def _cross_scored(cases: Sequence[Case]) -> list[Contest | None]:
     counts = {caption: _counts(caption) for case in cases for caption in (*case.true, *case.false)}
     fold = [_fold(case) for case in cases]
+    pairs = [
+        (number, counts[true], counts[false])
+        for case, number in zip(cases, fold, strict=True)
+        for true in case.true
+        for false in case.false
+    ]
+    columns, entries = _differences([(true, false) for _, true, false in pairs])
+    fold_of_pair = torch.tensor([number for number, _, _ in pairs])
     found: list[Contest | None] = [None] * len(cases)
-    for held in range(NUM_FOLDS):
-        pairs = [
-            (counts[true], counts[false])
-            for case, number in zip(cases, fold, strict=True)
-            if number != held
-            for true in case.true
-            for false in case.false
-        ]
-        if not pairs:
+    for held in sorted(set(fold)):
+        learned_from = fold_of_pair != held
+        if not learned_from.any():
             continue
-        weights = _fitted(pairs)
+        weights = _fitted(entries, learned_from, columns)
         for row, case in enumerate(cases):
             if fold[row] == held:
                 found[row] = Contest(
@@ -84,8 +86,13 @@ def _score(counts: Mapping[str, int], weights: Mapping[str, float]) -> float:
     return sum(number * weights.get(name, 0.0) for name, number in counts.items())
 
 
-def _fitted(pairs: Sequence[tuple[Counter[str], Counter[str]]]) -> dict[str, float]:
-    """Weights that best tell the first of each pair from the second."""
+def _differences(
+    pairs: Sequence[tuple[Counter[str], Counter[str]]],
+) -> tuple[dict[str, int], Int64[Tensor, "n 3"]]:
+    """A column for each name; what is not 0 in the first of each pair minus the second: row, column, value.
+
+    All folds share them: to count takes longer than to fit.
+    """
     columns: dict[str, int] = {}
     entries = [
         (row, columns.setdefault(name, len(columns)), true[name] - false[name])
@@ -93,9 +100,19 @@ def _fitted(pairs: Sequence[tuple[Counter[str], Counter[str]]]) -> dict[str, flo
         for name in dict.fromkeys((*true, *false))  # a set has another order in each process
         if true[name] != false[name]
     ]
-    if not entries:
+    return columns, torch.tensor(entries, dtype=torch.int64).reshape(-1, 3)
+
+
+def _fitted(
+    entries: Int64[Tensor, "n 3"], learned_from: Bool[Tensor, " p"], columns: Mapping[str, int]
+) -> dict[str, float]:
+    """Weights that best tell the first of some pairs from the second; 0 where these pairs lack a name."""
+    number = learned_from.cumsum(dim=0) - 1  # of a pair among those that are learned from
+    kept = entries[learned_from[entries[:, 0]]]
+    if not len(kept):
         return {}
-    weights = _optimum(torch.tensor(entries), num_rows=len(pairs), num_columns=len(columns))
+    rows = torch.column_stack([number[kept[:, 0]], kept[:, 1:]])
+    weights = _optimum(rows, num_rows=int(learned_from.sum()), num_columns=len(columns))
     return dict(zip(columns, weights.tolist(), strict=True))
 
 

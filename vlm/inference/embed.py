@@ -85,13 +85,13 @@ class Embedder:
         self._last[asked] = found
         return found
 
-    def image_files(self, files: Sequence[ImageFile]) -> Float[Tensor, "n d"]:
-        """Embed image files; fp32 on the CPU, not remembered.
+    def image_files(self, files: Sequence[ImageFile]) -> ImageEmbeddings:
+        """Embed image files; not remembered.
 
-        Raises:
-            DataError: naming a file that is missing or no image.
+        The record of a file that is missing or no image says why under `unreadable`; its vector means
+        nothing.
         """
-        return self._embed(image_file_loader(files, **self._loading), num_images=len(files)).features
+        return self._embed(image_file_loader(files, **self._loading), num_images=len(files))
 
     def texts(self, texts: Sequence[str]) -> Float[Tensor, "m d"]:
         """Embed texts; fp32 on the CPU. Equal texts are encoded once and get the very same vector.
