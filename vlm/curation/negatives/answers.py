@@ -12,7 +12,13 @@ from vlm.errors import OutputError
 
 ANSWERS = "answers.sqlite"
 
+CUT_OFF = "cut off"
+
 Messages = Sequence[Mapping[str, str]]
+
+
+class NoAnswerError(Exception):
+    """The model says nothing to this question; another may be answered. The message is the cause."""
 
 
 class Answers:

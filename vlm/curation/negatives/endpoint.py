@@ -6,15 +6,11 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from vlm.curation.negatives.answers import Messages
+from vlm.curation.negatives.answers import CUT_OFF, Messages, NoAnswerError
 from vlm.errors import ConfigError, EndpointError
 
 REFUSED = "refused by the endpoint"
 NONSENSE = "no answer in the reply"
-
-
-class NoAnswerError(Exception):
-    """The model says nothing to this question; another may be answered. The message is the cause."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +57,7 @@ class Endpoint:
         """The answer to the last message.
 
         Raises:
-            NoAnswerError: this question is refused, or the reply holds no answer.
+            NoAnswerError: this question is refused, the answer is cut off, or the reply holds none.
             EndpointError: nothing is answered, after all retries.
             ConfigError: key, address or model are wrong.
         """
@@ -152,9 +148,12 @@ def _api_key(variable: str | None) -> str:
 
 def _content(reply: Any) -> str:
     try:
-        content = reply.choices[0].message.content
+        choice = reply.choices[0]
+        content, ended_by = choice.message.content, choice.finish_reason
     except (AttributeError, IndexError, TypeError, KeyError) as error:
         raise NoAnswerError(NONSENSE) from error
+    if ended_by != "stop":  # what is left of it may read as a whole caption
+        raise NoAnswerError(CUT_OFF)
     if not isinstance(content, str):
         raise NoAnswerError(NONSENSE)
     return content
