@@ -14,7 +14,7 @@ from typing import Any
 
 import yaml
 
-from vlm.curation.negatives.answers import ANSWERS, Answers, Messages, NoAnswerError
+from vlm.curation.negatives.answers import ANSWERS, Answers, Messages, NoAnswerError, Streak
 from vlm.curation.negatives.endpoint import Endpoint, EndpointSettings
 from vlm.curation.negatives.filters import Candidate
 from vlm.curation.negatives.maker import Corpus, Maker, ReadyMaker, caption_rng
@@ -86,7 +86,9 @@ class Llm(Maker):
             ConfigError: what is needed is not installed or not set.
         """
         answers = Answers(corpus.folder / ANSWERS, settings=self._drawn_by)
-        return ReadyLlm(maker=self, corpus=corpus, answers=answers, answerer=self._answerer())
+        return ReadyLlm(
+            maker=self, corpus=corpus, answers=answers, answerer=self._answerer(), streak=Streak(self.model)
+        )
 
     def _answerer(self) -> Any:
         if self.base_url is None:
@@ -128,6 +130,7 @@ class ReadyLlm(ReadyMaker):
     corpus: Corpus
     answers: Answers
     answerer: Any
+    streak: Streak
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -157,7 +160,12 @@ class ReadyLlm(ReadyMaker):
         known = self.answers.get(question)
         if known is not None:
             return known
-        answer: str = self.answerer.ask(question)
+        try:
+            answer: str = self.answerer.ask(question)
+        except NoAnswerError as error:
+            self.streak.go_on(error)
+            raise
+        self.streak.end()
         self.answers.put(question, answer)
         return answer
 

@@ -14,6 +14,7 @@ from time import perf_counter
 from tqdm import tqdm
 
 from vlm.curation.names import check_name
+from vlm.curation.negatives.answers import ADVICE, UNANSWERED
 from vlm.curation.negatives.captions import Captioned, read_captions
 from vlm.curation.negatives.filters import Counts, Filters
 from vlm.curation.negatives.maker import Corpus, LanguageOption, Maker, ReadyMaker
@@ -24,6 +25,7 @@ from vlm.data import open_shards
 from vlm.data.negatives import Negative, write_negatives
 from vlm.data.sources import as_strings
 from vlm.data.tools.processes import Advance, number_of_workers, run_tasks
+from vlm.errors import EndpointError
 from vlm.files import writing
 
 _ADVANCE_EVERY = 16
@@ -85,6 +87,7 @@ def make_negatives(
         ConfigError: a setting is out of range, or negatives of another making are there.
         DataError: a shard cannot be read.
         OutputError: something cannot be written.
+        EndpointError: a language model does not answer, or answers nothing about a shard.
     """
     check_name(name)
     num_workers = number_of_workers(workers)
@@ -158,11 +161,22 @@ def _make_shard(work: Work, shard: int, advance: Advance) -> tuple[int, ShardCou
         if number % _ADVANCE_EVERY == 0:
             advance(_ADVANCE_EVERY)
     advance(len(rows) % _ADVANCE_EVERY)
+    _check_answered(work.corpus.shards.urls[shard], counts)
     place = work.places[shard]
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     write_negatives(place, keys, rows, maker=work.name, seed=work.seed, made_by=work.made_by)
     return shard, counts
+
+
+def _check_answered(shard: str, counts: ShardCounts) -> None:
+    """A shard that is written is not asked about again."""
+    causes = {outcome for _, outcome in counts.outcomes}
+    if causes and causes <= UNANSWERED:
+        raise EndpointError(
+            f"no question about the captions of {shard} was answered ({', '.join(sorted(causes))}); no "
+            f"negatives are written for it. {ADVICE}, or leave out the shard, then type the command again"
+        )
 
 
 def _of_samples(work: Work, shard: int) -> Iterator[tuple[Captioned, list[Negative], Counts]]:
