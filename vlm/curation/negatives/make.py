@@ -25,7 +25,8 @@ from vlm.data import open_shards
 from vlm.data.negatives import Negative, write_negatives
 from vlm.data.sources import as_strings
 from vlm.data.tools.processes import Advance, number_of_workers, run_tasks
-from vlm.errors import EndpointError
+from vlm.data.train import check_samples
+from vlm.errors import ConfigError, EndpointError
 from vlm.files import writing
 
 _ADVANCE_EVERY = 16
@@ -61,7 +62,7 @@ def make_negatives(
     shards: str | Sequence[str],
     maker: Maker,
     *,
-    captions: str | Sequence[str],
+    captions: str | Sequence[str] | None,
     language: LanguageOption,
     name: str,
     out: str | None,
@@ -84,20 +85,20 @@ def make_negatives(
         workers: processes. None: one for each core.
 
     Raises:
-        ConfigError: a setting is out of range, or negatives of another making are there.
-        DataError: a shard cannot be read.
+        ConfigError: a setting is out of range, no field is named, or negatives of another making are there.
+        DataError: a shard cannot be read, or the first samples have no captions.
         OutputError: something cannot be written.
         EndpointError: a language model does not answer, or answers nothing about a shard.
     """
     check_name(name)
+    fields = _fields(captions)
     num_workers = number_of_workers(workers)
     shard_set = open_shards(shards, key="data.shards")
     places = negative_places(shard_set, name, out=out)
+    check_samples(shard_set, fields, labels=None, prefix="")
     with writing(report):
         report.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus(
-        shards=shard_set, fields=as_strings(captions), language=language, workers=num_workers, folder=report
-    )
+    corpus = Corpus(shards=shard_set, fields=fields, language=language, workers=num_workers, folder=report)
     ready = maker.ready(corpus)
     work = Work(
         corpus=corpus,
@@ -123,6 +124,13 @@ def make_negatives(
         new_negatives=new.kept,
         seconds=seconds,
     )
+
+
+def _fields(captions: str | Sequence[str] | None) -> tuple[str, ...]:
+    fields = as_strings(captions or ())
+    if not fields or not all(fields):
+        raise ConfigError(f"captions={captions!r} leaves out the field; name one, as txt or json.caption")
+    return fields
 
 
 def _made_by(name: str, ready: ReadyMaker, corpus: Corpus, filters: Filters, seed: int) -> str:
