@@ -168,6 +168,34 @@ def test_shards_that_are_done_are_not_made_again(tmp_path, monkeypatch, made, ca
     ]
 
 
+def reordered(shard, keys):
+    samples = {key: members(int(key)) for key in keys}
+    write_tar(shard, samples)
+    for index in shard.parent.glob(f"{shard.stem}.index.parquet"):
+        assert index.stat().st_mtime_ns < shard.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("last", [18, 2])
+@pytest.mark.parametrize("is_newer", [True, False])
+def test_a_shard_that_was_written_in_another_order_is_made_again(tmp_path, monkeypatch, made, last, is_newer):
+    folder = copied(made, tmp_path / "shards")
+    assert run(monkeypatch, *words(folder)) is None
+    shard, sidecar = folder / "00000.tar", folder / "00000.negatives.parquet"
+    keys = rows_of(folder)[sidecar.name].keys.to_pylist()
+    turned = [*keys[:-last], *reversed(keys[-last:])]
+    reordered(shard, turned)
+    if not is_newer:
+        os.utime(shard, (0, 0))
+    other = (folder / "00001.negatives.parquet").stat().st_mtime_ns
+    assert run(monkeypatch, *words(folder)) is None
+    found = rows_of(folder)[sidecar.name]
+    only_first_are_compared = not is_newer and last == 2
+    assert found.keys.to_pylist() == (keys if only_first_are_compared else turned)
+    before = dict(zip(keys, rows_of(made)[sidecar.name].rows, strict=True))
+    assert found.rows == [before[key] for key in found.keys.to_pylist()]
+    assert (folder / "00001.negatives.parquet").stat().st_mtime_ns == other
+
+
 def test_a_line_of_the_record_that_was_cut_off_is_made_again(tmp_path, monkeypatch, made):
     folder = copied(made, tmp_path / "shards")
     assert run(monkeypatch, *words(folder)) is None
@@ -236,6 +264,10 @@ def test_the_report_shows_pictures_captions_and_rules(made):
         (["maker.lexicon_samples=0"], "maker.lexicon_samples=0"),
         (["per_caption=0"], "per_caption=0"),
         (["maker=paint"], "maker"),
+        (["captions=null"], "captions=None leaves out the field"),
+        (["captions=[]"], "captions=[] leaves out the field"),
+        (["captions=''"], "captions='' leaves out the field"),
+        (["captions=json.fr"], "00000.tar has json.fr (captions) beside an image"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, made, arguments, message):
@@ -243,6 +275,9 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, made, arguments, message):
     said = run(monkeypatch, *words(folder, *arguments))
     assert message in said
     assert "\n" not in said.strip()
+    assert not list(folder.glob("*.negatives.parquet"))
+    if arguments[0].startswith("captions="):
+        assert not (folder / "report").exists()
 
 
 def test_a_missing_tagger_is_named(tmp_path, monkeypatch, made):
