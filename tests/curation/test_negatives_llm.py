@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from negative_rows import negative_rows
 from small_shards import image_bytes, write_tar
 
 from vlm.cli import main as vlm_command
@@ -125,7 +126,7 @@ def make(folder, maker, *, per_caption=2, name="negatives"):
 
 def rows(folder, name="negatives"):
     files = sorted(folder.glob(f"*.{name}.parquet"))
-    return [row for path in files for row in parse_negatives(path.read_bytes()).rows]
+    return [row for path in files for row in negative_rows(parse_negatives(path.read_bytes()))]
 
 
 def test_each_caption_gets_the_answers_to_its_tasks(tmp_path, fake):

@@ -13,7 +13,6 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from vlm.curation.names import check_name
 from vlm.curation.negatives.answers import ADVICE, UNANSWERED
 from vlm.curation.negatives.captions import Captioned, read_captions
 from vlm.curation.negatives.filters import Counts, Filters
@@ -23,6 +22,7 @@ from vlm.curation.negatives.report import write_report
 from vlm.curation.negatives.tally import Record, ShardCounts
 from vlm.data import open_shards
 from vlm.data.negatives import Negative, write_negatives
+from vlm.data.sidecar import check_name
 from vlm.data.sources import as_strings
 from vlm.data.tools.processes import Advance, number_of_workers, run_tasks
 from vlm.data.train import check_samples
@@ -90,7 +90,7 @@ def make_negatives(
         OutputError: something cannot be written.
         EndpointError: a language model does not answer, or answers nothing about a shard.
     """
-    check_name(name)
+    check_name(name, key="name", folder="out")
     fields = _fields(captions)
     num_workers = number_of_workers(workers)
     shard_set = open_shards(shards, key="data.shards")
