@@ -47,7 +47,7 @@ class OutputError(VlmError):
 
 
 class EndpointError(VlmError):
-    """A language model behind an address does not answer; another start goes on."""
+    """A language model does not answer; another start goes on."""
 
 
 class TrainingError(VlmError):

@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 
 import pytest
+from negative_rows import negative_rows
 from small_shards import image_bytes, sample, write_tar
 
 from vlm.cli import main as vlm_command
@@ -91,7 +92,7 @@ def test_every_sample_has_a_row_and_every_caption_negatives(made):
     for size, negatives in zip((18, 15, 12), rows_of(made).values(), strict=True):
         assert negatives.keys.to_pylist() == [f"{n:06d}" for n in range(number, number + size)]
         assert (negatives.origin.maker, negatives.origin.seed) == ("rules", "0")
-        for row in negatives.rows:
+        for row in negative_rows(negatives):
             captions = [*json.loads(members(number)["json"])["en"], json.loads(members(number)["json"])["zh"]]
             assert {negative.caption for negative in row} == set(captions)
             assert all(negative.negative not in captions for negative in row)
@@ -104,7 +105,9 @@ def test_a_broken_sample_has_a_row_without_negatives(tmp_path, monkeypatch):
     folder = write(tmp_path / "shards", (10,), change=broken)
     assert run(monkeypatch, *words(folder)) is None
     (negatives,) = rows_of(folder).values()
-    assert [key for key, row in zip(negatives.keys.to_pylist(), negatives.rows, strict=True) if not row] == [
+    assert [
+        key for key, row in zip(negatives.keys.to_pylist(), negative_rows(negatives), strict=True) if not row
+    ] == [
         "000003",
         "000005",
     ]
@@ -119,7 +122,7 @@ def test_a_shard_that_is_cut_off_keeps_its_rows(tmp_path, monkeypatch, made):
     shard = folder / "00001.tar"
     shard.write_bytes(shard.read_bytes()[:12000])
     assert run(monkeypatch, *words(folder, "name=after")) is None
-    rows = rows_of(folder, "after")["00001.after.parquet"].rows
+    rows = negative_rows(rows_of(folder, "after")["00001.after.parquet"])
     assert len(rows) == 15
     assert rows[0]
     assert not rows[-1]
@@ -168,6 +171,34 @@ def test_shards_that_are_done_are_not_made_again(tmp_path, monkeypatch, made, ca
     ]
 
 
+def reordered(shard, keys):
+    samples = {key: members(int(key)) for key in keys}
+    write_tar(shard, samples)
+    for index in shard.parent.glob(f"{shard.stem}.index.parquet"):
+        assert index.stat().st_mtime_ns < shard.stat().st_mtime_ns
+
+
+@pytest.mark.parametrize("last", [18, 2])
+@pytest.mark.parametrize("is_newer", [True, False])
+def test_a_shard_that_was_written_in_another_order_is_made_again(tmp_path, monkeypatch, made, last, is_newer):
+    folder = copied(made, tmp_path / "shards")
+    assert run(monkeypatch, *words(folder)) is None
+    shard, sidecar = folder / "00000.tar", folder / "00000.negatives.parquet"
+    keys = rows_of(folder)[sidecar.name].keys.to_pylist()
+    turned = [*keys[:-last], *reversed(keys[-last:])]
+    reordered(shard, turned)
+    if not is_newer:
+        os.utime(shard, (0, 0))
+    other = (folder / "00001.negatives.parquet").stat().st_mtime_ns
+    assert run(monkeypatch, *words(folder)) is None
+    found = rows_of(folder)[sidecar.name]
+    only_first_are_compared = not is_newer and last == 2
+    assert found.keys.to_pylist() == (keys if only_first_are_compared else turned)
+    before = dict(zip(keys, negative_rows(rows_of(made)[sidecar.name]), strict=True))
+    assert negative_rows(found) == [before[key] for key in found.keys.to_pylist()]
+    assert (folder / "00001.negatives.parquet").stat().st_mtime_ns == other
+
+
 def test_a_line_of_the_record_that_was_cut_off_is_made_again(tmp_path, monkeypatch, made):
     folder = copied(made, tmp_path / "shards")
     assert run(monkeypatch, *words(folder)) is None
@@ -204,15 +235,18 @@ def test_negatives_may_lie_in_a_folder(tmp_path, monkeypatch, made):
 def test_the_seed_changes_negatives(tmp_path, monkeypatch, made):
     folder = copied(made, tmp_path / "shards")
     assert run(monkeypatch, *words(folder, "seed=1")) is None
-    assert all(rows_of(folder)[name].rows != negatives.rows for name, negatives in rows_of(made).items())
+    assert all(
+        negative_rows(rows_of(folder)[name]) != negative_rows(negatives)
+        for name, negatives in rows_of(made).items()
+    )
 
 
 def test_what_else_lies_in_shards_changes_no_negative(tmp_path, monkeypatch, made):
     """The same captions in other shards: the words of the corpus are the same, so are negatives."""
     folder = write(tmp_path / "shards", (45,))
     assert run(monkeypatch, *words(folder)) is None
-    together = [row for negatives in rows_of(made).values() for row in negatives.rows]
-    assert rows_of(folder)["00000.negatives.parquet"].rows == together
+    together = [row for negatives in rows_of(made).values() for row in negative_rows(negatives)]
+    assert negative_rows(rows_of(folder)["00000.negatives.parquet"]) == together
 
 
 def test_the_report_shows_pictures_captions_and_rules(made):
@@ -222,8 +256,8 @@ def test_the_report_shows_pictures_captions_and_rules(made):
     negatives = next(iter(rows_of(made).values()))
     report = json.loads((made / "report" / "report.json").read_text())
     kept = sum(found.get("kept", 0) for found in report["rules"].values())
-    assert kept == sum(len(row) for negatives in rows_of(made).values() for row in negatives.rows)
-    assert negatives.rows[0]
+    assert kept == sum(len(row) for negatives in rows_of(made).values() for row in negative_rows(negatives))
+    assert negative_rows(negatives)[0]
 
 
 @pytest.mark.parametrize(
@@ -231,11 +265,17 @@ def test_the_report_shows_pictures_captions_and_rules(made):
     [
         (["language=de"], "language='de' is not one of"),
         (["workers=0"], "workers=0 must be at least 1"),
-        (["name=index"], "name='index'"),
+        (["name=index"], "name='index' is not a name as in <stem>.<name>.parquet"),
+        (["name=a.b"], "name='a.b' is not a name"),
+        (["name=a/b"], "a folder goes into out"),
         (["maker.rules=[shuffle,paint]"], "maker.rules="),
         (["maker.lexicon_samples=0"], "maker.lexicon_samples=0"),
         (["per_caption=0"], "per_caption=0"),
         (["maker=paint"], "maker"),
+        (["captions=null"], "captions=None leaves out the field"),
+        (["captions=[]"], "captions=[] leaves out the field"),
+        (["captions=''"], "captions='' leaves out the field"),
+        (["captions=json.fr"], "00000.tar has json.fr (captions) beside an image"),
     ],
 )
 def test_mistakes_are_one_line(tmp_path, monkeypatch, made, arguments, message):
@@ -243,6 +283,9 @@ def test_mistakes_are_one_line(tmp_path, monkeypatch, made, arguments, message):
     said = run(monkeypatch, *words(folder, *arguments))
     assert message in said
     assert "\n" not in said.strip()
+    assert not list(folder.glob("*.negatives.parquet"))
+    if arguments[0].startswith("captions="):
+        assert not (folder / "report").exists()
 
 
 def test_a_missing_tagger_is_named(tmp_path, monkeypatch, made):

@@ -4,15 +4,17 @@ import json
 import sys
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+from negative_rows import negative_rows
 from small_shards import image_bytes, write_tar
 
 from vlm.cli import main as vlm_command
-from vlm.curation.negatives import Filters, Llm, make_negatives
+from vlm.curation.negatives import Filters, Llm, answers, endpoint, make_negatives
 from vlm.curation.negatives.endpoint import Pace
 from vlm.curation.negatives.llm import messages, read_answer
 from vlm.curation.negatives.rules import RULES
@@ -22,8 +24,8 @@ from vlm.errors import ConfigError, EndpointError
 CAPTIONS = [f"a person with number {n} on a red shirt" for n in range(6)] + ["一个穿红色衣服的人"]
 
 
-def answered(text):
-    message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+def answered(text, *, ended_by="stop"):
+    message = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": ended_by}
     return 200, json.dumps(
         {"id": "1", "object": "chat.completion", "created": 1, "model": "m", "choices": [message]}
     )
@@ -124,7 +126,7 @@ def make(folder, maker, *, per_caption=2, name="negatives"):
 
 def rows(folder, name="negatives"):
     files = sorted(folder.glob(f"*.{name}.parquet"))
-    return [row for path in files for row in parse_negatives(path.read_bytes()).rows]
+    return [row for path in files for row in negative_rows(parse_negatives(path.read_bytes()))]
 
 
 def test_each_caption_gets_the_answers_to_its_tasks(tmp_path, fake):
@@ -233,11 +235,6 @@ def test_a_slow_server_is_not_waited_for(tmp_path, fake):
 @pytest.mark.parametrize(
     ("reply", "cause"),
     [
-        (lambda question: (200, "<html>sorry</html>"), "no answer in the reply"),
-        (lambda question: (200, "{}"), "no answer in the reply"),
-        (lambda question: (200, '{"choices": []}'), "no answer in the reply"),
-        (lambda question: answered(None), "no answer in the reply"),
-        (lambda question: (400, '{"error": {"message": "content filter"}}'), "refused by the endpoint"),
         (lambda question: answered("  \n "), "empty answer"),
         (lambda question: answered("Sure!\nHere it is: a dog"), "answer of several lines"),
         (lambda question: answered(question["messages"][-1]["content"].upper()), "identical to its caption"),
@@ -253,6 +250,94 @@ def test_nonsense_is_counted_by_its_cause(tmp_path, fake, reply, cause):
     assert sum(made.counts.outcomes.values()) == 30
     assert rows(tmp_path) == [()] * 6
     assert cause in made.report.read_text()
+
+
+@pytest.mark.parametrize(
+    ("reply", "cause"),
+    [
+        (lambda question: answered(None), "no answer in the reply"),
+        (lambda question: (400, '{"error": {"message": "content filter"}}'), "refused by the endpoint"),
+    ],
+)
+def test_a_question_without_an_answer_is_counted_by_its_cause(tmp_path, fake, reply, cause):
+    shards(tmp_path)
+    fake.reply = lambda question: (
+        reply(question) if "number 2" in question["messages"][-1]["content"] else rewritten(question)
+    )
+    made = make(tmp_path, llm(fake))
+    assert made.counts.outcomes.total() == 12 + 5
+    assert Counter(outcome for _, outcome in made.counts.outcomes.elements()) == {"kept": 12, cause: 5}
+    assert [len(row) for row in rows(tmp_path)] == [2, 2, 0, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize("body", ["<html>login</html>", "{}", '{"choices": []}', '{"error": "busy"}'])
+def test_replies_of_something_else_than_a_model_are_no_negatives(tmp_path, fake, monkeypatch, body):
+    monkeypatch.setattr(endpoint, "_FIRST_PAUSE_S", 0.01)
+    shards(tmp_path)
+    fake.reply = lambda question: (200, body)
+    with pytest.raises(EndpointError, match=r"gave no answer in 3 tries .* hold no choices"):
+        make(tmp_path, llm(fake, concurrency=1))
+    assert len(fake.asked) == 3
+    assert not list(tmp_path.glob("*.negatives.parquet"))
+    fake.reply = rewritten
+    assert make(tmp_path, llm(fake)).counts.kept == 14
+
+
+def test_a_reply_of_something_else_is_asked_for_again(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(endpoint, "_FIRST_PAUSE_S", 0.01)
+    shards(tmp_path)
+    replies = iter([(200, "<html>busy</html>"), (200, "{}")])
+    fake.reply = lambda question: next(replies, None) or rewritten(question)
+    assert make(tmp_path, llm(fake, concurrency=1)).counts.kept == 14
+
+
+def test_a_shard_of_which_no_question_is_answered_is_not_done(tmp_path, fake):
+    shards(tmp_path)
+    first = [f"number {n}" for n in range(4)]
+    fake.reply = lambda question: (
+        rewritten(question)
+        if any(caption in question["messages"][-1]["content"] for caption in first)
+        else answered("a person", ended_by="length")
+    )
+    with pytest.raises(EndpointError, match=r"00001.tar was answered \(cut off\).*raise maker.max_tokens"):
+        make(tmp_path, llm(fake))
+    assert [path.name for path in tmp_path.glob("*.parquet") if "negatives" in path.name] == [
+        "00000.negatives.parquet"
+    ]
+    fake.reply = rewritten
+    assert make(tmp_path, llm(fake)).counts.kept == 14
+
+
+def test_a_model_that_answers_nothing_for_long_ends_the_work(tmp_path, fake, monkeypatch):
+    monkeypatch.setattr(answers, "_LONGEST_STREAK", 8)
+    shards(tmp_path)
+    fake.reply = lambda question: (400, '{"error": {"message": "no temperature"}}')
+    with pytest.raises(EndpointError, match=r"none of 8 questions in a row, the last: refused .*no temperat"):
+        make(tmp_path, llm(fake, concurrency=1))
+    assert 8 <= len(fake.asked) <= 10  # the next sample may have begun
+
+
+@pytest.mark.parametrize("ended_by", ["length", "content_filter"])
+def test_an_answer_that_is_cut_off_is_none_and_is_asked_for_again(tmp_path, fake, ended_by):
+    shards(tmp_path, CAPTIONS[:6])
+    cut = "two of its nouns"
+
+    def reply(question):
+        whole = rewritten(question)
+        if cut not in question["messages"][0]["content"]:
+            return whole
+        return answered("a person with a blue", ended_by=ended_by)
+
+    fake.reply = reply
+    made = make(tmp_path, llm(fake), per_caption=5)
+    assert made.counts.of_rule("swap_nouns") == {"cut off": 6}
+    assert made.counts.kept == 24
+    for path in tmp_path.glob("*.negatives.parquet"):
+        path.unlink()
+    fake.asked.clear()
+    fake.reply = rewritten
+    assert make(tmp_path, llm(fake), per_caption=5).counts.kept == 30
+    assert len(fake.asked) == 6
 
 
 def test_a_caption_with_some_nonsense_gets_fewer(tmp_path, fake):
@@ -315,6 +400,35 @@ def test_thoughts_and_quotes_are_left_out():
     assert read_answer("一只狗", "shuffle", "en").cause == "answer in another language"
 
 
+def test_thoughts_that_do_not_end_are_no_answer():
+    found = read_answer("<think>\na dog?</think><think>a red car, or", "shuffle", "en")
+    assert (found.text, found.cause) == ("", "thoughts without an end")
+
+
+@pytest.mark.parametrize(
+    ("answer", "language"),
+    [
+        ("Sure, here is the rewritten caption: a blue car", "en"),
+        ("“Here's the new caption: a blue car”", "en"),
+        ("HERE IS: a blue car", "en"),
+        ("Rewritten caption: a blue car", "en"),
+        ("好的，改写后的句子：一辆蓝色的车", "zh"),
+        ("以下是改写后的描述: 一辆蓝色的车", "zh"),
+        ("修改后：一辆蓝色的车", "zh"),
+    ],
+)
+def test_an_answer_with_a_preamble_is_none(answer, language):
+    found = read_answer(answer, "shuffle", language)
+    assert (found.text, found.cause) == ("", "answer with a preamble")
+
+
+@pytest.mark.parametrize(
+    "answer", ["here is a blue car", "here is a clock at 10:30", "a surely blue car: new"]
+)
+def test_a_caption_that_resembles_a_preamble_is_an_answer(answer):
+    assert read_answer(answer, "shuffle", "en").text == answer
+
+
 @pytest.mark.parametrize(
     "change",
     [
@@ -343,19 +457,24 @@ def test_the_command_asks_an_endpoint(tmp_path, fake, monkeypatch):
     assert len(fake.asked) == len(CAPTIONS)
 
 
-def test_a_local_model_answers(tmp_path):
+def local_model(folder, *, ends):
+    """Random; it ends its answers with any of `ends`."""
     tokenizers = pytest.importorskip("tokenizers")
     transformers = pytest.importorskip("transformers")
-    folder = tmp_path / "model"
     letters = {chr(code): code - 32 for code in range(32, 127)} | {"<unk>": 95}
     tokenizer = tokenizers.Tokenizer(tokenizers.models.BPE(vocab=letters, merges=[], unk_token="<unk>"))
     transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>").save_pretrained(
         folder
     )
     config = transformers.GPT2Config(
-        vocab_size=96, n_positions=4096, n_embd=8, n_layer=1, n_head=1, eos_token_id=None
+        vocab_size=96, n_positions=4096, n_embd=8, n_layer=1, n_head=1, eos_token_id=ends
     )
     transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+
+
+def test_a_local_model_answers(tmp_path):
+    folder = tmp_path / "model"
+    local_model(folder, ends=list(range(96)))
     shards(tmp_path, CAPTIONS[:2])
     maker = llm(Fake(), model=str(folder), base_url=None, max_tokens=8)
     made = make(tmp_path, maker)
@@ -366,6 +485,14 @@ def test_a_local_model_answers(tmp_path):
         path.unlink()
     make(tmp_path, maker)
     assert rows(tmp_path) == first
+
+
+def test_a_local_model_that_finds_no_end_is_cut_off(tmp_path):
+    folder = tmp_path / "model"
+    local_model(folder, ends=None)
+    shards(tmp_path, CAPTIONS[:2])
+    with pytest.raises(EndpointError, match=r"was answered \(cut off\)"):
+        make(tmp_path, llm(Fake(), model=str(folder), base_url=None, max_tokens=8))
 
 
 def test_a_local_model_that_is_none_is_named(tmp_path):

@@ -237,6 +237,10 @@ def test_all_sources_have_labels_or_none_and_likewise_captions(name):
     [
         ({"labels": "runs/clusters"}, "data.train.labels='runs/clusters' is neither cls nor a name"),
         ({"labels": ""}, "data.train.labels='' is neither"),
+        (
+            {"labels": "index"},
+            "data.train.labels='index' is neither .*; a folder goes into data.train.label",
+        ),
         ({"labels": "cls", "labels_per_sample": 2}, "labels_per_sample=2 is for labels in sidecars, and dat"),
         (
             {"labels_from": "x"},
@@ -275,7 +279,9 @@ def test_a_sidecar_of_another_length_is_refused_before_training(tmp_path, shards
 
 
 def test_what_is_no_sidecar_is_refused_before_training(tmp_path, shards):
-    refused(labelled(shards, labels="index"), "00000.index.parquet has no column label; it has key, offset,")
+    for number in range(6):
+        pq.write_table(pa.table({"key": ["a"]}), tmp_path / f"main/{number:05d}.keys.parquet")
+    refused(labelled(shards, labels="keys"), "00000.keys.parquet has no column label; it has key")
     path = tmp_path / "main/00000.clusters.parquet"
     path.write_bytes(path.read_bytes()[:50])
     refused(labelled(shards), "labels=clusters: .*00000.clusters.parquet cannot be read: .*make the labels a")

@@ -160,6 +160,7 @@ def test_missing_negatives_are_named(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"negatives": "a/b"}, r"data.train.negatives='a/b' is not a name as in"),
+        ({"negatives": "index"}, r"data.train.negatives='index' is not a name .* and not index; a folder"),
         ({"negatives_from": "x"}, r"data.train.negatives_from=x is for hard negatives, and data.train.negat"),
         ({"negatives_per_sample": 0}, r"data.train.negatives_per_sample=0 must be at least 1"),
         (

@@ -14,8 +14,8 @@ from tqdm import tqdm
 from vlm.curation.checkpoint import begin, read_state, write_clusters, write_state
 from vlm.curation.kmeans import Iteration, Passes, Settings, State, lloyd
 from vlm.curation.labels import label_places, unlabelled, write_labels
-from vlm.curation.names import check_name
 from vlm.curation.report import write_report
+from vlm.data.sidecar import check_name
 from vlm.distributed import ControlGroup, Topology, naming_lost_ranks
 from vlm.errors import ConfigError, DataError
 from vlm.inference.features import FeatureSet
@@ -108,7 +108,7 @@ def _num_whole(features: FeatureSet) -> int:
 
 
 def _check(features: FeatureSet, settings: Settings, *, name: str, labels_per_sample: int) -> None:
-    check_name(name)
+    check_name(name, key="name", folder=None)
     whole = _num_whole(features)
     if settings.k > whole:
         raise ConfigError(f"k={settings.k} is more than the {whole} samples that have features; lower it")

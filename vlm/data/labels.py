@@ -91,7 +91,7 @@ def check_labels(source: Source, *, key: str) -> None:
         ConfigError: they contradict each other, or a number is out of range.
     """
     if source.labels is not None:
-        check_name(source.labels, key=f"{key}.labels", instead=CLS)
+        check_name(source.labels, key=f"{key}.labels", folder=f"{key}.labels_from", instead=CLS)
     for name, without in (("labels_from", None), ("labels_per_sample", 1)):  # a cls is one label
         if source.labels in (None, CLS) and getattr(source, name) not in (None, without):
             raise ConfigError(

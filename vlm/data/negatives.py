@@ -67,11 +67,6 @@ class Negatives:
         return SampleNegatives(self.keys[row].as_py(), tuple(Negative(**value) for value in found))
 
     @property
-    def rows(self) -> list[tuple[Negative, ...]]:
-        """Those of every sample."""
-        return [self[row].negatives for row in range(len(self))]
-
-    @property
     def digest(self) -> str:
         """Of keys and negatives, however a file stores them."""
         return hashlib.sha256(repr([self.keys.to_pylist(), self.column.to_pylist()]).encode()).hexdigest()
@@ -165,7 +160,7 @@ def check_negatives(source: Source, *, key: str) -> None:
             "name the sidecars, or set it to null"
         )
     if source.negatives is not None:
-        check_name(source.negatives, key=f"{key}.negatives")
+        check_name(source.negatives, key=f"{key}.negatives", folder=f"{key}.negatives_from")
         if source.captions is None:
             raise ConfigError(f"{key}.negatives={source.negatives} are of captions, and {key}.captions=null")
 

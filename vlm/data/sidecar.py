@@ -12,8 +12,8 @@ from vlm.data.sources import missing_files
 from vlm.data.tar import is_local
 from vlm.errors import ConfigError, DataError
 
-# What the name of a sidecar may be made of.
-_NAME = re.compile(r"[\w-]+")
+# What the name of a sidecar may be made of; the offsets of samples lie in <stem>.index.parquet.
+_NAME = re.compile(r"(?!index$)[\w-]+")
 
 # Opening a file takes a network disk longer than listing it: the rows of so many sidecars are counted before
 # training, those of the others when they are read.
@@ -27,11 +27,12 @@ def sidecar_path(shard: str, name: str, *, folder: str | None = None) -> str:
     return beside if folder is None else f"{folder.rstrip('/')}/{beside.rpartition('/')[2]}"
 
 
-def check_name(name: str, *, key: str, instead: str | None = None) -> None:
+def check_name(name: str, *, key: str, folder: str | None, instead: str | None = None) -> None:
     """Check that a configured name is one of sidecars.
 
     Args:
-        key: of the name, for messages; `<key>_from` is that of their folder.
+        key: of the name, for messages.
+        folder: the key of a folder for them; None: they lie beside the shards.
         instead: the other value that it may have.
 
     Raises:
@@ -39,8 +40,10 @@ def check_name(name: str, *, key: str, instead: str | None = None) -> None:
     """
     if not _NAME.fullmatch(name):
         neither = f"neither {instead} nor" if instead else "not"
+        elsewhere = f"; a folder goes into {folder}" if folder else ""
         raise ConfigError(
-            f"{key}={name!r} is {neither} a name as in <stem>.<name>.parquet; a folder goes into {key}_from"
+            f"{key}={name!r} is {neither} a name as in <stem>.<name>.parquet, of letters, digits, - and _, "
+            f"and not index{elsewhere}"
         )
 
 

@@ -155,7 +155,7 @@ class TrainData:
                 f"each batch (data.global_batch_size={self.global_batch_size}); lower it or add shards"
             )
         captions = as_strings(source.captions or ())
-        _check_samples(shards, captions, labels=source.labels, key=key)
+        check_samples(shards, captions, labels=source.labels, prefix=f"{key}.")
         negatives = NegativeSidecars.of(source, shards, key=key)
         if negatives is not None:
             _check_negatives(shards, captions, negatives)
@@ -319,8 +319,16 @@ def _check_classes(sources: Sequence[OrderedSource]) -> None:
         raise DataError(f"sources in one batch need labels of one making, but {said}")
 
 
-def _check_samples(shards: ShardSet, fields: tuple[str, ...], *, labels: str | None, key: str) -> None:
-    """Look at the first samples: a wrong field name should not wait for the first batch."""
+def check_samples(shards: ShardSet, fields: tuple[str, ...], *, labels: str | None, prefix: str) -> None:
+    """Look at the first samples: a wrong field name should not wait for the first batch.
+
+    Args:
+        fields: of captions; none: they are not looked for.
+        prefix: of the keys `captions` and `labels`, for messages.
+
+    Raises:
+        DataError: none of them has a caption, a class where it is asked for, and an image.
+    """
     seen: dict[str, None] = {}
     with closing(ShardCursor(shards, None)) as cursor:
         for sample in range(min(_PEEK, shards.num_samples)):
@@ -334,8 +342,8 @@ def _check_samples(shards: ShardSet, fields: tuple[str, ...], *, labels: str | N
             if has_image and has_caption and (labels != CLS or CLS in record):
                 return
             seen |= dict.fromkeys([*raw.members, *field_names(record)])
-    wanted = [f"{' or '.join(fields)} ({key}.captions)"] if fields else []
-    wanted += [f"{CLS} ({key}.labels)"] if labels == CLS else []
+    wanted = [f"{' or '.join(fields)} ({prefix}captions)"] if fields else []
+    wanted += [f"{CLS} ({prefix}labels)"] if labels == CLS else []
     beside = f"{' and '.join(wanted)} beside an image" if wanted else "an image"
     raise DataError(
         f"none of the first samples of {shards.urls[0]} has {beside} ({', '.join(IMAGE_EXTENSIONS)}); "

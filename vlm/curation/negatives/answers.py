@@ -8,11 +8,58 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from vlm.errors import OutputError
+from vlm.errors import EndpointError, OutputError
 
 ANSWERS = "answers.sqlite"
 
+REFUSED = "refused by the endpoint"
+NOTHING_SAID = "no answer in the reply"
+CUT_OFF = "cut off"
+UNANSWERED = frozenset({REFUSED, NOTHING_SAID, CUT_OFF})
+"""Causes that a question is without an answer, however that would read."""
+ADVICE = "Where answers are cut off, raise maker.max_tokens; else correct maker.model= or maker.base_url="
+
+# A caption that a model will not speak of costs a question for each rule; so many are the model's fault.
+_LONGEST_STREAK = 100
+
 Messages = Sequence[Mapping[str, str]]
+
+
+class NoAnswerError(Exception):
+    """The model says nothing to this question; another may be answered. The message is the cause."""
+
+
+class Streak:
+    """Questions without an answer, one after another; any number of threads may use it.
+
+    A model that answers none is not the model that was meant, and what it leaves out would stay out.
+    """
+
+    def __init__(self, model: str) -> None:
+        self._model = model
+        self._lock = threading.Lock()
+        self._length = 0
+
+    def end(self) -> None:
+        """There was an answer."""
+        with self._lock:
+            self._length = 0
+
+    def go_on(self, error: NoAnswerError) -> None:
+        """There was none.
+
+        Raises:
+            EndpointError: there were none for long.
+        """
+        with self._lock:
+            self._length += 1
+            length = self._length
+        if length >= _LONGEST_STREAK:
+            said = f" ({str(error.__cause__)[:200]})" if error.__cause__ else ""
+            raise EndpointError(
+                f"maker.model={self._model} answered none of {length} questions in a row, the last: {error}"
+                f"{said}. {ADVICE}. What was answered is kept; type the same command again"
+            ) from error
 
 
 class Answers:

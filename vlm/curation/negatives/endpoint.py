@@ -6,15 +6,10 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
-from vlm.curation.negatives.answers import Messages
+from vlm.curation.negatives.answers import CUT_OFF, NOTHING_SAID, REFUSED, Messages, NoAnswerError
 from vlm.errors import ConfigError, EndpointError
 
-REFUSED = "refused by the endpoint"
-NONSENSE = "no answer in the reply"
-
-
-class NoAnswerError(Exception):
-    """The model says nothing to this question; another may be answered. The message is the cause."""
+_FIRST_PAUSE_S, _LONGEST_PAUSE_S = 0.5, 8.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +19,8 @@ class EndpointSettings:
     Args:
         api_key_env: the environment variable that holds the key. None: the endpoint asks for none.
         timeout_s: seconds for an answer.
-        retries: of a question that met no answer, an error of the server or its limit, with growing pauses.
+        retries: of a question that met no answer, no reply of a model, an error of the server or its limit,
+            with growing pauses.
         requests_per_minute: at most, without repeated ones. None: as fast as answers come.
     """
 
@@ -61,15 +57,29 @@ class Endpoint:
         """The answer to the last message.
 
         Raises:
-            NoAnswerError: this question is refused, or the reply holds no answer.
+            NoAnswerError: this question is refused, the answer is cut off, or the reply holds none.
             EndpointError: nothing is answered, after all retries.
             ConfigError: key, address or model are wrong.
         """
+        for retry in range(self._settings.retries + 1):
+            if retry:  # the client itself repeats what met no reply at all
+                time.sleep(min(_LONGEST_PAUSE_S, _FIRST_PAUSE_S * 2 ** (retry - 1)))
+            choice = _first_choice(self._reply(messages))
+            if choice is not None:
+                return _content(choice)
+        self._failure = self._down(
+            "its replies hold no choices, as those of OpenAI's do; an address of such an endpoint most often "
+            "ends with /v1"
+        )
+        raise self._failure
+
+    def _reply(self, messages: Messages) -> Any:
+        """What comes back, of whatever kind; None where nobody can read it."""
         if self._failure is not None:  # all the others would take as long to fail
             raise self._failure
         self._pace.wait()
         try:
-            reply = self._client.chat.completions.create(
+            return self._client.chat.completions.create(
                 model=self._settings.model,
                 messages=list(messages),
                 temperature=self._settings.temperature,
@@ -83,9 +93,8 @@ class Endpoint:
         except self._openai.APIConnectionError as error:  # a timeout too
             self._failure = self._down(str(error))
             raise self._failure from error
-        except (self._openai.OpenAIError, ValueError) as error:
-            raise NoAnswerError(NONSENSE) from error
-        return _content(reply)
+        except (self._openai.OpenAIError, ValueError):
+            return None
 
     def _of_status(self, error: Any) -> ConfigError | EndpointError:
         if error.status_code in (401, 403):
@@ -150,11 +159,20 @@ def _api_key(variable: str | None) -> str:
     return key
 
 
-def _content(reply: Any) -> str:
+def _first_choice(reply: Any) -> Any:
+    """None where the reply is of something else than a model."""
     try:
-        content = reply.choices[0].message.content
-    except (AttributeError, IndexError, TypeError, KeyError) as error:
-        raise NoAnswerError(NONSENSE) from error
+        choice = reply.choices[0]
+        _ = choice.message.content, choice.finish_reason
+    except (AttributeError, IndexError, TypeError, KeyError):
+        return None
+    return choice
+
+
+def _content(choice: Any) -> str:
+    if choice.finish_reason != "stop":  # what is left of it may read as a whole caption
+        raise NoAnswerError(CUT_OFF)
+    content = choice.message.content
     if not isinstance(content, str):
-        raise NoAnswerError(NONSENSE)
+        raise NoAnswerError(NOTHING_SAID)
     return content

@@ -14,8 +14,8 @@ from typing import Any
 
 import yaml
 
-from vlm.curation.negatives.answers import ANSWERS, Answers, Messages
-from vlm.curation.negatives.endpoint import Endpoint, EndpointSettings, NoAnswerError
+from vlm.curation.negatives.answers import ANSWERS, Answers, Messages, NoAnswerError, Streak
+from vlm.curation.negatives.endpoint import Endpoint, EndpointSettings
 from vlm.curation.negatives.filters import Candidate
 from vlm.curation.negatives.maker import Corpus, Maker, ReadyMaker, caption_rng
 from vlm.curation.negatives.phrases import script_of
@@ -26,7 +26,15 @@ from vlm.errors import ConfigError
 EMPTY = "empty answer"
 SEVERAL_LINES = "answer of several lines"
 OTHER_LANGUAGE = "answer in another language"
+UNENDED_THOUGHTS = "thoughts without an end"
+PREAMBLE = "answer with a preamble"
 _THOUGHTS = re.compile(r"<think>.*?</think>", re.DOTALL)
+# What introduces a rewritten caption; the colon of a time is none.
+_INTRODUCED = re.compile(
+    r"((sure|certainly|of course|here is|here['’]s|rewritten)\b|好的|当然|以下|这是|改写|修改后)"
+    r".*[:\uff1a](?!\d)",
+    re.IGNORECASE,
+)
 _QUOTES = "\"'“”‘’「」`"
 
 
@@ -78,7 +86,9 @@ class Llm(Maker):
             ConfigError: what is needed is not installed or not set.
         """
         answers = Answers(corpus.folder / ANSWERS, settings=self._drawn_by)
-        return ReadyLlm(maker=self, corpus=corpus, answers=answers, answerer=self._answerer())
+        return ReadyLlm(
+            maker=self, corpus=corpus, answers=answers, answerer=self._answerer(), streak=Streak(self.model)
+        )
 
     def _answerer(self) -> Any:
         if self.base_url is None:
@@ -120,6 +130,7 @@ class ReadyLlm(ReadyMaker):
     corpus: Corpus
     answers: Answers
     answerer: Any
+    streak: Streak
 
     @property
     def identity(self) -> dict[str, Any]:
@@ -149,7 +160,12 @@ class ReadyLlm(ReadyMaker):
         known = self.answers.get(question)
         if known is not None:
             return known
-        answer: str = self.answerer.ask(question)
+        try:
+            answer: str = self.answerer.ask(question)
+        except NoAnswerError as error:
+            self.streak.go_on(error)
+            raise
+        self.streak.end()
         self.answers.put(question, answer)
         return answer
 
@@ -176,7 +192,10 @@ def _prompt(rule: str, language: Language) -> Mapping[str, Any]:
 
 def read_answer(answer: str, rule: str, language: Language) -> Candidate:
     """The rewritten caption in an answer, or why there is none."""
-    lines = [line.strip() for line in _THOUGHTS.sub("", answer).splitlines() if line.strip()]
+    said = _THOUGHTS.sub("", answer)
+    if "<think>" in said:
+        return Candidate(rule, cause=UNENDED_THOUGHTS)
+    lines = [line.strip() for line in said.splitlines() if line.strip()]
     if not lines:
         return Candidate(rule, cause=EMPTY)
     if len(lines) > 1:
@@ -184,6 +203,8 @@ def read_answer(answer: str, rule: str, language: Language) -> Candidate:
     text = lines[0].strip(_QUOTES)
     if not text:
         return Candidate(rule, cause=EMPTY)
+    if _INTRODUCED.match(text):
+        return Candidate(rule, cause=PREAMBLE)
     if script_of(text) != language:
         return Candidate(rule, cause=OTHER_LANGUAGE)
     return Candidate(rule, text)

@@ -5,7 +5,7 @@ from typing import Any
 
 import torch
 
-from vlm.curation.negatives.answers import Messages
+from vlm.curation.negatives.answers import CUT_OFF, Messages, NoAnswerError
 from vlm.errors import ConfigError
 
 
@@ -33,19 +33,26 @@ class LocalModel:
                 "model of the hub, or set maker.base_url= for one behind an address"
             ) from error
         self._model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
+        ends = self._model.generation_config.eos_token_id
+        self._ends = frozenset(ends if isinstance(ends, list) else [ends])
         self._max_tokens = max_tokens
         self._lock = threading.Lock()
 
     def ask(self, messages: Messages) -> str:
-        """The answer to the last message."""
+        """The answer to the last message.
+
+        Raises:
+            NoAnswerError: it is longer than `max_tokens`.
+        """
         tokens = self._tokenizer(self._prompt(messages), return_tensors="pt", add_special_tokens=False)
         with self._lock, torch.inference_mode():
             written = self._model.generate(
                 **tokens.to(self._model.device), max_new_tokens=self._max_tokens, do_sample=False
             )
-        return str(
-            self._tokenizer.decode(written[0, tokens["input_ids"].shape[1] :], skip_special_tokens=True)
-        )
+        answer = written[0, tokens["input_ids"].shape[1] :]
+        if len(answer) == self._max_tokens and int(answer[-1]) not in self._ends:
+            raise NoAnswerError(CUT_OFF)
+        return str(self._tokenizer.decode(answer, skip_special_tokens=True))
 
     def _prompt(self, messages: Messages) -> str:
         """As the model was trained to read it; the bare texts where it was not."""

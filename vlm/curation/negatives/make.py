@@ -13,7 +13,7 @@ from time import perf_counter
 
 from tqdm import tqdm
 
-from vlm.curation.names import check_name
+from vlm.curation.negatives.answers import ADVICE, UNANSWERED
 from vlm.curation.negatives.captions import Captioned, read_captions
 from vlm.curation.negatives.filters import Counts, Filters
 from vlm.curation.negatives.maker import Corpus, LanguageOption, Maker, ReadyMaker
@@ -22,8 +22,11 @@ from vlm.curation.negatives.report import write_report
 from vlm.curation.negatives.tally import Record, ShardCounts
 from vlm.data import open_shards
 from vlm.data.negatives import Negative, write_negatives
+from vlm.data.sidecar import check_name
 from vlm.data.sources import as_strings
 from vlm.data.tools.processes import Advance, number_of_workers, run_tasks
+from vlm.data.train import check_samples
+from vlm.errors import ConfigError, EndpointError
 from vlm.files import writing
 
 _ADVANCE_EVERY = 16
@@ -59,7 +62,7 @@ def make_negatives(
     shards: str | Sequence[str],
     maker: Maker,
     *,
-    captions: str | Sequence[str],
+    captions: str | Sequence[str] | None,
     language: LanguageOption,
     name: str,
     out: str | None,
@@ -82,19 +85,20 @@ def make_negatives(
         workers: processes. None: one for each core.
 
     Raises:
-        ConfigError: a setting is out of range, or negatives of another making are there.
-        DataError: a shard cannot be read.
+        ConfigError: a setting is out of range, no field is named, or negatives of another making are there.
+        DataError: a shard cannot be read, or the first samples have no captions.
         OutputError: something cannot be written.
+        EndpointError: a language model does not answer, or answers nothing about a shard.
     """
-    check_name(name)
+    check_name(name, key="name", folder="out")
+    fields = _fields(captions)
     num_workers = number_of_workers(workers)
     shard_set = open_shards(shards, key="data.shards")
     places = negative_places(shard_set, name, out=out)
+    check_samples(shard_set, fields, labels=None, prefix="")
     with writing(report):
         report.mkdir(parents=True, exist_ok=True)
-    corpus = Corpus(
-        shards=shard_set, fields=as_strings(captions), language=language, workers=num_workers, folder=report
-    )
+    corpus = Corpus(shards=shard_set, fields=fields, language=language, workers=num_workers, folder=report)
     ready = maker.ready(corpus)
     work = Work(
         corpus=corpus,
@@ -120,6 +124,13 @@ def make_negatives(
         new_negatives=new.kept,
         seconds=seconds,
     )
+
+
+def _fields(captions: str | Sequence[str] | None) -> tuple[str, ...]:
+    fields = as_strings(captions or ())
+    if not fields or not all(fields):
+        raise ConfigError(f"captions={captions!r} leaves out the field; name one, as txt or json.caption")
+    return fields
 
 
 def _made_by(name: str, ready: ReadyMaker, corpus: Corpus, filters: Filters, seed: int) -> str:
@@ -158,11 +169,22 @@ def _make_shard(work: Work, shard: int, advance: Advance) -> tuple[int, ShardCou
         if number % _ADVANCE_EVERY == 0:
             advance(_ADVANCE_EVERY)
     advance(len(rows) % _ADVANCE_EVERY)
+    _check_answered(work.corpus.shards.urls[shard], counts)
     place = work.places[shard]
     with writing(place):
         place.parent.mkdir(parents=True, exist_ok=True)
     write_negatives(place, keys, rows, maker=work.name, seed=work.seed, made_by=work.made_by)
     return shard, counts
+
+
+def _check_answered(shard: str, counts: ShardCounts) -> None:
+    """A shard that is written is not asked about again."""
+    causes = {outcome for _, outcome in counts.outcomes}
+    if causes and causes <= UNANSWERED:
+        raise EndpointError(
+            f"no question about the captions of {shard} was answered ({', '.join(sorted(causes))}); no "
+            f"negatives are written for it. {ADVICE}, or leave out the shard, then type the command again"
+        )
 
 
 def _of_samples(work: Work, shard: int) -> Iterator[tuple[Captioned, list[Negative], Counts]]:
