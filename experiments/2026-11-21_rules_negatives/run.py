@@ -102,7 +102,7 @@ def make(shards: str, captions: list[str], language: str, report: Path, name: st
 
 def read(places, language: str) -> None:
     """50 at random, as lines of a table."""
-    found = [n for place in places for row in parse_negatives(place.read_bytes()).rows for n in row]
+    found = [n for place in places for row in parse_negatives(place.read_bytes()) for n in row.negatives]
     for number, negative in enumerate(random.Random(1).sample(found, READ), start=1):
         print(f"| {number} | {negative.rule} | {negative.caption} | {negative.negative} |")
 
