@@ -206,7 +206,7 @@ def each_part_alone(monkeypatch: pytest.MonkeyPatch) -> None:
 def scale_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
     """Each replay takes the loss again and sends it backward, as where a part's new vectors take the place
     of the cached ones: scale and bias are counted once more each time."""
-    take, length = accumulation._loss, accumulation._length
+    take, length = OBJECTIVES["clip"].loss, accumulation._length
     seen: list[tuple[Any, ...]] = []
 
     def loss(objective: Any, model: Any, encoded: Encoded) -> StepOutput:
@@ -217,7 +217,7 @@ def scale_in_every_part(monkeypatch: pytest.MonkeyPatch) -> None:
         take(*seen[0]).total.backward()
         return length(encoded)
 
-    monkeypatch.setattr(accumulation, "_loss", loss)
+    monkeypatch.setattr(OBJECTIVES["clip"], "loss", loss)
     monkeypatch.setattr(accumulation, "_length", replayed)
 
 
