@@ -57,6 +57,7 @@ def test_loss_writes_a_table_of_what_each_implementation_takes(tmp_path: Path) -
     assert (tmp_path / "out/loss.md").read_text().count("\n| ") == 8
 
 
+@pytest.mark.long
 def test_loss_takes_the_part_of_one_of_many_ranks(tmp_path: Path) -> None:
     done = bench("loss", *LOSSES, "columns=1024", "losses=[softmax]", folder=tmp_path)
     assert done.returncode == 0, done.stderr
@@ -80,6 +81,7 @@ def test_step_says_where_its_time_goes(tmp_path: Path) -> None:
     assert sorted(path.name for path in tmp_path.iterdir()) == ["out"]
 
 
+@pytest.mark.long
 def test_scale_measures_this_machine_and_computes_the_others(tmp_path: Path) -> None:
     sizes = ["pairs=64", "columns=256", "dim=16", "most_ranks=16", "rounds=1", "device=cpu", "out=out"]
     done = bench("scale", *sizes, folder=tmp_path)

@@ -50,6 +50,14 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/reference/damaged_input.md": {},
     "docs/concepts/cost_at_scale.md": {"python": 1, "output": 1},
 }
+# Their commands take longest, and other tests run the same.
+LONG_PAGES = (
+    "docs/guides/speed.md",
+    "docs/guides/evaluating.md",
+    "docs/guides/virtual_classes.md",
+    "docs/guides/hard_negatives.md",
+    "docs/guides/interpolating.md",
+)
 ENTRIES: dict[str, Callable[[], None]] = {"train": train_command.main, "vlm": vlm_command.main}
 MODULES = {"train": "vlm.cli.train", "vlm": "vlm.cli.main", "torchrun": "torch.distributed.run"}
 COLOURS = {
@@ -258,7 +266,9 @@ def test_every_page_is_followed() -> None:
     assert {str(page.relative_to(ROOT)) for page in pages} == PAGES.keys()
 
 
-@pytest.mark.parametrize("page", PAGES)
+@pytest.mark.parametrize(
+    "page", [pytest.param(page, marks=pytest.mark.long) if page in LONG_PAGES else page for page in PAGES]
+)
 def test_a_page_does_what_it_says(page: str, reader: pytest.MonkeyPatch) -> None:
     follow(page, reader, everything=False)
 

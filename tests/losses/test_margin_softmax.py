@@ -145,7 +145,7 @@ def all_cases() -> list[dict[str, Tensor]]:
     return [one_rank(case) for case in CASES]
 
 
-@pytest.mark.parametrize("world_size", [1, 2, 3, 4])
+@pytest.mark.parametrize("world_size", [1, 2, pytest.param(3, marks=pytest.mark.long), 4])
 def test_parts_of_ranks_equal_one_process(world_size: int, tmp_path: Path) -> None:
     for results in run_gloo(all_cases, world_size, tmp_path):
         for change, case, found in zip(CHANGES, CASES, results, strict=True):

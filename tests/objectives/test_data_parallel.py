@@ -89,6 +89,7 @@ def told_by_auto() -> str:
     return told.getvalue()
 
 
+@pytest.mark.long
 def test_the_first_rank_alone_says_once_what_auto_is(tmp_path: Path) -> None:
     first, second = run_gloo(told_by_auto, 2, tmp_path)
     assert first.count("objective.implementation=auto is local_rows: 4 x 8 logits") == 1

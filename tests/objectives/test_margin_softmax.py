@@ -127,7 +127,13 @@ def all_cases(sizes: list[int | None]) -> list[dict[str, Tensor]]:
 
 
 @pytest.mark.parametrize(
-    ("world_size", "sizes"), [(1, [4, 2]), (2, [None, 2]), (3, [None, 2]), (4, [None, 1])]
+    ("world_size", "sizes"),
+    [
+        (1, [4, 2]),
+        (2, [None, 2]),
+        pytest.param(3, [None, 2], marks=pytest.mark.long),
+        (4, [None, 1]),
+    ],
 )
 def test_ranks_and_micro_batches_equal_one_process(
     world_size: int, sizes: list[int | None], tmp_path: Path

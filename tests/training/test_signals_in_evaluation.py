@@ -70,6 +70,7 @@ def stopped(toy: Path, monkeypatch: pytest.MonkeyPatch, *, suite: int) -> tuple[
     return str(caught.value), runner.batches
 
 
+@pytest.mark.long
 def test_the_run_ends_after_one_batch_and_later_evaluates_as_if_nothing_had_been(
     toy: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
