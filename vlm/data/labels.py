@@ -114,6 +114,8 @@ class LabelSidecars(Sidecars[Labels]):
 
     what = "labels"
     instead = CLS
+    width: int
+    """Labels of a sample at most."""
 
     def __init__(
         self, shards: ShardSet, name: str, *, folder: str | None, per_sample: int | None, key: str
@@ -130,11 +132,6 @@ class LabelSidecars(Sidecars[Labels]):
         per_sample = source.labels_per_sample
         return cls(shards, source.labels, folder=source.labels_from, per_sample=per_sample, key=key)
 
-    @property
-    def width(self) -> int:
-        """Labels of a sample at most."""
-        return self._per_sample or self._example.width
-
     def parse(self, data: bytes) -> Labels:
         return parse_sidecar(data)
 
@@ -145,6 +142,7 @@ class LabelSidecars(Sidecars[Labels]):
         return in_words(origin)
 
     def _check_example(self, content: Labels) -> None:
+        self.width = self._per_sample or content.width
         if not self.width:
             raise self._again(self._first, "has no label for any sample")
 

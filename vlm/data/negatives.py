@@ -11,7 +11,7 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from vlm.data.shards import ShardSet
 from vlm.data.sidecar import Sidecars, check_name
@@ -197,20 +197,17 @@ class NegativeSidecars(Sidecars[Negatives]):
         maker, seed, made_by = (value or "unknown" for value in origin)
         return f"maker {maker}, seed {seed}, made by {made_by}"
 
-    def refuse(self, other: tuple[str, str] | None) -> None:
-        """Raise a DataError where negatives are of other captions, or none of the first file has any.
+    def refuse(self, own: str, of: str) -> NoReturn:
+        """Raise the DataError of negatives that are of other captions.
 
         Args:
-            other: a caption of a sample, and what its negatives are of in its place.
+            own: a caption of a sample.
+            of: what the sample's negatives are of in its place.
         """
-        if other is not None:
-            own, of = other
-            raise DataError(
-                f"{self._setting}: those of the first samples are not of their captions, but of {of!r} where "
-                f"a caption is {own!r}; make them of the fields that {self._key}.captions names"
-            )
-        if not any(self._example[row].negatives for row in range(len(self._example))):
-            raise self._again(self._first, "has no negatives of any sample")
+        raise DataError(
+            f"{self._setting}: those of the first samples are not of their captions, but of {of!r} where "
+            f"a caption is {own!r}; make them of the fields that {self._key}.captions names"
+        )
 
     def check_key(self, raw: RawSample) -> None:
         """Raise a DataError where what lies beside a shard is of another sample than the shard's."""
@@ -220,6 +217,10 @@ class NegativeSidecars(Sidecars[Negatives]):
                 f"{self._setting}: beside {raw.shard} lie those of {key!r} where the shard has {raw.key!r}; "
                 "make the negatives again"
             )
+
+    def _check_example(self, content: Negatives) -> None:
+        if not len(content.column.flatten()):
+            raise self._again(self._first, "has no negatives of any sample")
 
 
 def _kinds() -> dict[str, Any]:

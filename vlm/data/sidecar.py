@@ -86,6 +86,10 @@ class Sidecars(Generic[C]):
     """What they hold, in the plural: also the setting of the source that names them."""
     instead: ClassVar[str]
     """Value of that setting which needs no sidecars."""
+    origin: Any
+    """What all of them agree in."""
+    digest: str
+    """Tells them from others, by the first."""
 
     def __init__(self, shards: ShardSet, name: str, *, folder: str | None, key: str) -> None:
         self._shards = shards
@@ -95,19 +99,10 @@ class Sidecars(Generic[C]):
         self._filled = [shard for shard, size in enumerate(shards.sizes) if size]
         self._check_paths()
         self._first = self._filled[0]
-        self._example = self._load(self._first)
-        self._check_example(self._example)
+        example = self._load(self._first)
+        self.origin, self.digest = example.origin, example.digest
+        self._check_example(example)
         self._check_footers()
-
-    @property
-    def origin(self) -> Any:
-        """What all of them agree in."""
-        return self._example.origin
-
-    @property
-    def digest(self) -> str:
-        """Tells them from others, by the first."""
-        return self._example.digest
 
     def read(self, shard: int) -> C:
         """What lies beside a shard.

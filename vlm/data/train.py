@@ -368,7 +368,8 @@ def _check_negatives(shards: ShardSet, fields: tuple[str, ...], negatives: Negat
                 return
             if own and of:
                 other = own[0], of[0]
-    negatives.refuse(other)
+    if other is not None:
+        negatives.refuse(*other)
 
 
 def _check_at_least(least: int, name: str, value: int) -> None:
