@@ -1,6 +1,7 @@
 """What was computed about samples and lies beside their shards: `<stem>.<name>.parquet`, a row a sample."""
 
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
@@ -45,6 +46,22 @@ def check_name(name: str, *, key: str, folder: str | None, instead: str | None =
             f"{key}={name!r} is {neither} a name as in <stem>.<name>.parquet, of letters, digits, - and _, "
             f"and not index{elsewhere}"
         )
+
+
+def read_footer(path: str) -> tuple[int, dict[bytes, bytes]]:
+    """Rows and metadata of a local sidecar, without the rest.
+
+    Raises:
+        ValueError: it is none; the message goes on after the name of the file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    return footer.num_rows, footer.metadata or {}
 
 
 @runtime_checkable
@@ -119,8 +136,8 @@ class Sidecars(Generic[C]):
         """The content of a file; raises a ValueError whose message goes on after the file's name."""
         raise NotImplementedError
 
-    def footer(self, path: str) -> tuple[int, tuple[Any, ...]]:
-        """Rows and origin of a local file, without the rest; raises as `parse`."""
+    def origin_in(self, said: Mapping[bytes, bytes]) -> tuple[Any, ...]:
+        """The origin in the metadata of a file; raises as `parse`."""
         raise NotImplementedError
 
     def in_words(self, origin: Any) -> str:
@@ -181,7 +198,8 @@ class Sidecars(Generic[C]):
 
     def _check_footer(self, shard: int) -> None:
         try:
-            rows, origin = self.footer(self._paths[shard])
+            rows, said = read_footer(self._paths[shard])
+            origin = self.origin_in(said)
         except ValueError as error:
             raise self._again(shard, str(error)) from error
         self._check_rows(shard, rows)
