@@ -2,7 +2,6 @@
 
 import base64
 import io
-import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -30,7 +29,7 @@ from vlm.data.samples import (
 from vlm.data.shards import BrokenShardError, ShardCursor
 from vlm.data.tar import RawSample
 from vlm.errors import DataError
-from vlm.files import replacing, writing
+from vlm.files import replacing, write_json, writing
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +82,7 @@ def write_report(
     path = folder / "report.html"
     with writing(path), replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
-    said = json.dumps({"maker": name, "seed": seed, **counts.to_mapping()}, ensure_ascii=False, indent=1)
-    with writing(folder / "report.json"), replacing(folder / "report.json") as draft:
-        draft.write_text(f"{said}\n", encoding="utf-8")
+    write_json(folder / "report.json", {"maker": name, "seed": seed, **counts.to_mapping()}, indent=1)
     return path
 
 
