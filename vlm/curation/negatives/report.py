@@ -1,7 +1,5 @@
 """One HTML page about negatives, complete in itself: what filters dropped, and some samples to read."""
 
-import base64
-import io
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -16,7 +14,7 @@ from jinja2 import Environment, StrictUndefined
 from vlm.curation.negatives.filters import KEPT, NOTHING
 from vlm.curation.negatives.tally import ShardCounts
 from vlm.data import ShardSet
-from vlm.data.images import UnreadableImageError
+from vlm.data.images import UnreadableImageError, data_uri
 from vlm.data.negatives import Negative, parse_negatives
 from vlm.data.samples import (
     IMAGE_EXTENSIONS,
@@ -137,6 +135,4 @@ def _picture(raw: RawSample) -> str | None:
         logger.warning("the report lacks a picture of %s: %s", raw.name, error)
         return None
     image.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    image.save(file, "webp", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(image)
