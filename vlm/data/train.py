@@ -175,7 +175,7 @@ class TrainData:
             labels=source.labels,
             label_sidecars=LabelSidecars.of(source, shards, key=key),
             negatives=negatives,
-            num_negatives=source.negatives_per_sample if source.negatives else 0,
+            num_negatives=source.num_negatives,
             shards=shards,
             order=order,
         )
