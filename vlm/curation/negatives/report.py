@@ -11,19 +11,13 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from vlm.curation.negatives.captions import captions_of
 from vlm.curation.negatives.filters import KEPT, NOTHING
 from vlm.curation.negatives.tally import ShardCounts
 from vlm.data import ShardSet
 from vlm.data.images import UnreadableImageError, data_uri
 from vlm.data.negatives import Negative, parse_negatives
-from vlm.data.samples import (
-    IMAGE_EXTENSIONS,
-    BrokenSampleError,
-    decode_record,
-    members_of,
-    record_captions,
-    sample_image,
-)
+from vlm.data.samples import IMAGE_EXTENSIONS, BrokenSampleError, decode_record, members_of, sample_image
 from vlm.data.shards import BrokenShardError, ShardCursor
 from vlm.data.tar import RawSample
 from vlm.errors import DataError
@@ -120,7 +114,7 @@ def _sheets(shards: ShardSet, places: Sequence[Path], *, seed: int, fields: Sequ
                 except (BrokenShardError, BrokenSampleError) as error:
                     logger.warning("the report lacks a sample of %s: %s", shards.urls[shard], error)
                     continue
-                captions = dict.fromkeys(c for group in record_captions(record, fields) for c in group)
+                captions = captions_of(record, fields)
                 yield Sheet(
                     key=raw.key,
                     picture=_picture(raw),
