@@ -26,12 +26,13 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--only", nargs="*", default=list(ARMS))
-    parser.add_argument("overrides", nargs="*", default=[])
+    parser.add_argument("overrides", nargs="*", default=[], help="of every stage, such as another model")
     given = parser.parse_args()
     out = given.out.resolve()
     runs = out / f"seed{given.seed}"
     common = [f"paths.data={out}/data", f"paths.runs={runs}", f"run.seed={given.seed}", "run.resume=true"]
-    call(runs, "start", ["experiment=toy", *common, "run.name=start", "evaluation.every_n_steps=800"])
+    begin = ["experiment=toy", *common, "run.name=start", "evaluation.every_n_steps=800", *given.overrides]
+    call(runs, "start", begin)
     start = [f"init_from={runs}/start"]
     for name in given.only:
         words = ["experiment=degla_toy", *common, f"run.name={name}", *start, *ARMS[name], *given.overrides]
