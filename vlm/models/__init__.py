@@ -3,7 +3,7 @@
 from vlm.models.blocks import blocks_of, recompute, wrap_forward
 from vlm.models.class_centres import ClassCentres
 from vlm.models.cost import TowerCost, tower_costs, tower_flops
-from vlm.models.dual_encoder import DualEncoder, build_model, described, try_pretrained
+from vlm.models.dual_encoder import ENTRANCES, DualEncoder, build_model, described, try_pretrained
 from vlm.models.spec import (
     Activation,
     BagOfWordsSpec,
@@ -15,6 +15,7 @@ from vlm.models.spec import (
 )
 
 __all__ = [
+    "ENTRANCES",
     "Activation",
     "BagOfWordsSpec",
     "CausalTextSpec",

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vlm.data.tokenizers import BpeTokenizerRecipe
 from vlm.models import ModelSpec, TowerCost, tower_costs
-from vlm.training.agreement import check_held, check_taught
+from vlm.training.agreement import check_decoders, check_held, check_taught
 from vlm.training.init_from import InitFrom
 from vlm.training.recipe import Run, Trainer
 
@@ -33,6 +33,7 @@ def plan(run: Run) -> str:
     """
     check_held(run)
     check_taught(run)
+    check_decoders(run)
     world_size, node_size = run.trainer.world_size, run.trainer.ranks_per_node
     run.data.check_world_size(world_size)
     pairs = run.data.global_batch_size // world_size

@@ -28,10 +28,12 @@ from vlm.models import ModelSpec, described, try_pretrained
 from vlm.training.agreement import (
     check_batch_norm,
     check_best,
+    check_decoders,
     check_freeze,
     check_frozen_weights,
     check_held,
     check_sizes,
+    check_start_token,
     check_taught,
 )
 from vlm.training.broken import BrokenSamples
@@ -66,6 +68,7 @@ def train(run: Run) -> Path:
     check_best(run)
     check_held(run)
     check_taught(run)
+    check_decoders(run)
     engine = run.trainer.engine()
     trainer = run.trainer.build(engine, logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
@@ -320,6 +323,7 @@ def _new_tokenizer(run: Run, data: TrainSet, init: InitFrom | None) -> Tokenizer
         tokenizer = init.tokenizer(run.tokenizer.context_length)
     else:
         tokenizer = run.tokenizer.build(data.captions)
+    check_start_token(run, tokenizer)
     warn_of_truncation(data, tokenizer)
     return tokenizer
 
