@@ -1,6 +1,7 @@
 """Towers, the dual encoder of two of them, and their descriptions as plain data."""
 
 from vlm.models.blocks import blocks_of, recompute, wrap_forward
+from vlm.models.cache import Cache
 from vlm.models.class_centres import ClassCentres
 from vlm.models.cost import TowerCost, tower_costs, tower_flops
 from vlm.models.dual_encoder import ENTRANCES, DualEncoder, build_model, described, try_pretrained
@@ -18,6 +19,7 @@ __all__ = [
     "ENTRANCES",
     "Activation",
     "BagOfWordsSpec",
+    "Cache",
     "CausalTextSpec",
     "ClassCentres",
     "DualEncoder",
