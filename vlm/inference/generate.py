@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Sequence
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -55,11 +56,8 @@ def generate(
 
 def _drawn(seed: int, numbers: Sequence[int], count: int) -> Float[Tensor, "b l"]:
     """Uniform numbers of each image, the same in every batch and on every rank."""
-    rows = [
-        torch.rand(count, generator=torch.Generator().manual_seed((seed << 40) + number))
-        for number in numbers
-    ]
-    return torch.stack(rows)
+    rows = [np.random.default_rng((seed, number)).random(count, dtype=np.float32) for number in numbers]
+    return torch.from_numpy(np.stack(rows))
 
 
 def _from_nucleus(

@@ -31,9 +31,7 @@ class Writer:
                 "that was trained with objective=coca or objective=sycoca"
             )
         if tokenizer.bot_id is None:
-            raise ConfigError(
-                "the tokenizer has no token that begins a text, to begin a caption with"
-            )
+            raise ConfigError("the tokenizer has no token that begins a text, to begin a caption with")
         self._model, self._tokenizer, self._bot_id = model, tokenizer, tokenizer.bot_id
 
     def __call__(
