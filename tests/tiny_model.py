@@ -1,6 +1,9 @@
-"""A dual encoder small enough for float64, as plain data, and objectives for it."""
+"""A dual encoder small enough for float64, as plain data, and captions and objectives for it."""
 
 from typing import Any
+
+import torch
+from torch import Tensor
 
 from vlm.objectives import ClipObjective, Objective, SigLipObjective
 
@@ -64,6 +67,14 @@ def tiny_mapping(kind: str = "causal", /, **text: Any) -> dict[str, Any]:
         },
         "text": {**TEXTS[kind], **text},
     }
+
+
+def token_rows(count: int, *, generator: torch.Generator) -> Tensor:
+    """Token ids of so many captions of different lengths, each with its end of text: int64 [count, 8]."""
+    text = torch.randint(3, VOCAB, (count, 8), generator=generator)
+    for row in range(count):
+        text[row, 2 + row % 6] = EOT
+    return text
 
 
 def objective_of(kind: str = "clip", /, **changes: Any) -> Objective:

@@ -1,11 +1,13 @@
 """Files that are whole or absent, and what is said when they cannot be written."""
 
 import errno
+import json
 import os
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from vlm.errors import OutputError
 
@@ -40,6 +42,16 @@ def writing(path: Path, *, then: str = "make room and try again") -> Iterator[No
         where = path if Path(named).is_relative_to(path.parent) else named  # not a draft's hidden name
         advice = f"; what was written before is whole: {then}" if is_full(error) else ""
         raise OutputError(f"{where} cannot be written: {error.strerror or error}{advice}") from error
+
+
+def write_json(path: Path, content: Any, *, indent: int) -> None:
+    """Write a file of json, whole or not at all.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    with writing(path), replacing(path) as draft:
+        draft.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def is_full(error: BaseException | None) -> bool:

@@ -109,6 +109,13 @@ class InterpolateSettings:
 
 
 @dataclass
+class ShardsSettings:
+    """The shards of `vlm embed` and `vlm negatives`."""
+
+    shards: Any = MISSING
+
+
+@dataclass
 class EmbedPreprocessSettings:
     """What `vlm embed model=` does to pictures, as `data.preprocess` of training."""
 
@@ -118,19 +125,12 @@ class EmbedPreprocessSettings:
 
 
 @dataclass
-class EmbedDataSettings:
-    """The shards of `vlm embed`."""
-
-    shards: Any = MISSING
-
-
-@dataclass
 class EmbedSettings:
     """Root keys of `vlm embed`."""
 
     run: str | None = None
     model: Any = None
-    data: EmbedDataSettings = MISSING
+    data: ShardsSettings = MISSING
     out: str = MISSING
     preprocess: EmbedPreprocessSettings = MISSING
     device: str = MISSING
@@ -154,17 +154,10 @@ class ClusterSettings:
 
 
 @dataclass
-class NegativesDataSettings:
-    """The shards of `vlm negatives`."""
-
-    shards: Any = MISSING
-
-
-@dataclass
 class NegativesSettings:
     """Root keys of `vlm negatives`."""
 
-    data: NegativesDataSettings = MISSING
+    data: ShardsSettings = MISSING
     maker: Any = MISSING
     captions: Any = MISSING
     language: str = MISSING

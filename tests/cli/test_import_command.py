@@ -1,25 +1,9 @@
-import contextlib
-import io
-import sys
 from pathlib import Path
 
 import pytest
-
-from vlm.cli import main as vlm_command
+from typed import said_by
 
 TINY = Path(__file__).parents[1] / "inference" / "open_clip_tiny"
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> str:
-    """What `vlm import` prints, then the message it ends with."""
-    printed = io.StringIO()
-    monkeypatch.setattr(sys, "argv", ["vlm", "import", *arguments])
-    with contextlib.redirect_stdout(printed):
-        try:
-            vlm_command.main()
-        except SystemExit as end:
-            return printed.getvalue() + str(end.code)
-    return printed.getvalue()
 
 
 @pytest.mark.parametrize(
@@ -39,7 +23,7 @@ def test_a_mistake_is_one_message(
     arguments: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    said = run(monkeypatch, *arguments)
+    said = said_by(monkeypatch, "import", *arguments)
     assert message in said
     assert "Error: " in said
     assert not (tmp_path / "x").exists()

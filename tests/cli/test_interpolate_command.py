@@ -1,19 +1,16 @@
 """`vlm interpolate`: what it writes, what it does not do twice, and mistakes."""
 
-import contextlib
-import io
 import json
 import shutil
-import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from tiny import save_tiny, tiny_loaded, write_tiny_shards
+from typed import said_by
 
 from vlm.cli import evaluate as evaluate_module
-from vlm.cli import main as vlm_command
 from vlm.inference import save_model
 
 SUITE = """
@@ -90,14 +87,7 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 def run(monkeypatch: pytest.MonkeyPatch, *words: str, verb: str = "interpolate") -> str:
     """What the command prints, then the message it ends with."""
-    printed = io.StringIO()
-    monkeypatch.setattr(sys, "argv", ["vlm", verb, "--config-dir", "recipes", "device=cpu", *words])
-    with contextlib.redirect_stdout(printed):
-        try:
-            vlm_command.main()
-        except SystemExit as end:
-            return printed.getvalue() + str(end.code)
-    return printed.getvalue()
+    return said_by(monkeypatch, verb, "--config-dir", "recipes", "device=cpu", *words)
 
 
 def interpolate(monkeypatch: pytest.MonkeyPatch, *words: str) -> str:

@@ -17,7 +17,8 @@ from vlm.curation import cluster
 from vlm.curation.checkpoint import read_state
 from vlm.curation.cluster import Clusters, cluster_features
 from vlm.curation.kmeans import Passes, Settings
-from vlm.data.labels import read_footer
+from vlm.data.labels import Origin
+from vlm.data.sidecar import read_footer
 from vlm.distributed import Topology
 from vlm.errors import ConfigError, DataError, LostRankError, VlmError
 
@@ -74,8 +75,8 @@ def test_the_nearest_clusters_lie_beside_the_shards(tmp_path: Path) -> None:
     order = (features.float() @ state.centroids.T).argsort(dim=1, descending=True)[:, :3].tolist()
     order[7] = []
     assert labels_in(tmp_path / "shards") == order
-    rows, origin = read_footer(str(clusters.places[4]))
-    assert (rows, origin.num_classes) == (3, 4)
+    rows, said = read_footer(str(clusters.places[4]))
+    assert (rows, Origin.of(said).num_classes) == (3, 4)
     assert clusters.num_samples == 22
     content = json.loads((tmp_path / "out" / "clusters.json").read_text())
     assert content["k"] == 4

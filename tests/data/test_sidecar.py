@@ -7,8 +7,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from vlm.data.labels import Origin, parse_sidecar, read_footer, write_sidecar
-from vlm.data.sidecar import sidecar_path
+from vlm.data.labels import Origin, parse_sidecar, write_sidecar
+from vlm.data.sidecar import read_footer, sidecar_path
 from vlm.errors import OutputError
 
 LABELS = np.array([[4, 2, 0], [7, -1, -1], [-1, -1, -1], [1, 3, -1]])
@@ -31,7 +31,8 @@ def test_what_is_written_is_read_again(tmp_path):
     labels = parse_sidecar(path.read_bytes())
     assert rows(labels) == [(4, 2, 0), (7,), (), (1, 3)]
     assert (labels.width, labels.origin) == (3, Origin(8, "k-means, seed 0"))
-    assert read_footer(str(path)) == (4, labels.origin)
+    count, said = read_footer(str(path))
+    assert (count, Origin.of(said)) == (4, labels.origin)
     schema = pq.read_schema(path)
     assert schema.field("label").type == pa.list_(pa.int32())
     assert schema.metadata[b"num_classes"] == b"8"

@@ -22,6 +22,7 @@ from vlm.inference import (
     read_weights,
     save_model,
 )
+from vlm.models import ModelSpec
 
 
 def moved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -29,11 +30,13 @@ def moved(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: value + 0.1 * torch.randn(value.shape) for name, value in weights.items()}
 
 
-def save(folder: Path, loaded: Loaded, weights: dict[str, Tensor] | None = None) -> Path:
+def save(
+    folder: Path, loaded: Loaded, weights: dict[str, Tensor] | None = None, spec: ModelSpec | None = None
+) -> Path:
     save_model(
         folder,
         weights=weights or loaded.model.state_dict(),
-        spec=loaded.model.spec,
+        spec=spec or loaded.model.spec,
         preprocess=loaded.preprocess,
         tokenizer=loaded.tokenizer,
         step=9,
@@ -142,16 +145,7 @@ def test_different_models_have_nothing_between_them(start: Path, tmp_path: Path)
         r"model\.text\.heads +2 +1": dataclasses.replace(spec, text=dataclasses.replace(spec.text, heads=1)),
     }
     for number, (message, other) in enumerate(others.items()):
-        folder = tmp_path / f"other_{number}"
-        save_model(
-            folder,
-            weights=loaded.model.state_dict(),
-            spec=other,
-            preprocess=loaded.preprocess,
-            tokenizer=loaded.tokenizer,
-            step=1,
-            config={},
-        )
+        folder = save(tmp_path / f"other_{number}", loaded, spec=other)
         with pytest.raises(ConfigError, match=f"start=.*are different models(.|\n)*{message}"):
             Line.between(start, folder, tmp_path / "out")
     assert not (tmp_path / "out").exists()
@@ -175,16 +169,7 @@ def test_another_preprocessing_or_tokenizer_is_another_model(start: Path, tmp_pa
 def test_how_the_temperature_began_does_not_matter(start: Path, tmp_path: Path) -> None:
     loaded = tiny_loaded()
     spec = dataclasses.replace(loaded.model.spec, init_logit_scale=20.0)
-    folder = tmp_path / "warmer"
-    save_model(
-        folder,
-        weights=loaded.model.state_dict(),
-        spec=spec,
-        preprocess=loaded.preprocess,
-        tokenizer=loaded.tokenizer,
-        step=1,
-        config={},
-    )
+    folder = save(tmp_path / "warmer", loaded, spec=spec)
     assert Line.between(start, folder, tmp_path / "out").write(0.5)
 
 

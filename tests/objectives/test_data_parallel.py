@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from gloo import run_gloo
-from tiny_model import objective_of, tiny_mapping
+from tiny_model import objective_of, tiny_mapping, token_rows
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -35,9 +35,7 @@ class Step(nn.Module):
 def own_rows(topology: Topology) -> Batch:
     """This rank's slice of one batch; rows have captions of different lengths, some of them equal."""
     generator = torch.Generator().manual_seed(3)
-    text = torch.randint(3, 40, (ROWS, 8), generator=generator)
-    for row in range(ROWS):
-        text[row, 2 + row % 6] = 2  # end of text
+    text = token_rows(ROWS, generator=generator)
     batch = {
         "image": torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8),
         "text": text,

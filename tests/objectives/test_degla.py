@@ -11,7 +11,7 @@ import pytest
 import torch
 from contrastive_reference import softmax_reference
 from gloo import run_gloo
-from tiny_model import objective_of, tiny_mapping
+from tiny_model import objective_of, tiny_mapping, token_rows
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
@@ -76,9 +76,7 @@ def grounded_reference(anchor: Tensor, positive: Tensor, hard: Tensor, there: Te
 
 def batch() -> dict[str, Tensor]:
     generator = torch.Generator().manual_seed(3)
-    text = torch.randint(3, 40, (ROWS * (1 + HARD), 8), generator=generator)
-    for row in range(len(text)):
-        text[row, 2 + row % 6] = 2  # end of text
+    text = token_rows(ROWS * (1 + HARD), generator=generator)
     return {
         "image": torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8),
         "text": text[:ROWS],

@@ -15,7 +15,7 @@ import pytest
 import torch
 from contrastive_reference import sigmoid_reference, softmax_reference
 from gloo import run_gloo
-from tiny_model import OBJECTIVES, objective_of, tiny_mapping
+from tiny_model import OBJECTIVES, objective_of, tiny_mapping, token_rows
 from torch import Tensor
 from toy_run import composed, tiny_overrides
 
@@ -102,9 +102,7 @@ class WithHardNegatives(Objective):
 def batch() -> dict[str, Tensor]:
     """Captions of different lengths, some of them equal, and wrong ones, of which some are missing."""
     generator = torch.Generator().manual_seed(3)
-    text = torch.randint(3, 40, (ROWS * (1 + HARD), 8), generator=generator)
-    for row in range(len(text)):
-        text[row, 2 + row % 6] = 2  # end of text
+    text = token_rows(ROWS * (1 + HARD), generator=generator)
     return {
         "image": torch.randint(0, 256, (ROWS, 3, 16, 16), generator=generator, dtype=torch.uint8),
         "text": text[:ROWS],

@@ -71,6 +71,12 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
     return decorate
 
 
+def take_data_as_shards() -> None:
+    """Read `data=PATTERN` on the command line as `data.shards=PATTERN`."""
+    # To Hydra `data` alone is the group of that name, of which a pattern is no option.
+    sys.argv = [f"data.shards={word[5:]}" if word.startswith("data=") else word for word in sys.argv]
+
+
 def _in_words(error: BaseException) -> str:
     """What is wrong with a configuration that cannot be composed, on one line."""
     said = [re.sub(r"\s+", " ", str(error) or type(error).__name__).strip()]

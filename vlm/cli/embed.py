@@ -1,12 +1,11 @@
 """`vlm embed`: the features of shards by a trained tower."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig
 
-from vlm.cli.command import command
+from vlm.cli.command import command, take_data_as_shards
 from vlm.cli.device import check_batches, usable_device
 from vlm.errors import ConfigError
 from vlm.settings import resolve
@@ -14,8 +13,7 @@ from vlm.settings import resolve
 
 def main() -> None:
     """Entry point of `vlm embed`."""
-    # To Hydra `data` alone is the group of that name, of which a pattern is no option.
-    sys.argv = [f"data.shards={word[5:]}" if word.startswith("data=") else word for word in sys.argv]
+    take_data_as_shards()
     _embed()
 
 

@@ -9,7 +9,7 @@ from omegaconf import DictConfig
 from vlm.cli.command import command
 from vlm.cli.evaluate import place_of, require_usable, score, suite_of
 from vlm.errors import ConfigError
-from vlm.files import replacing, writing
+from vlm.files import write_json
 from vlm.settings import resolve
 
 if TYPE_CHECKING:
@@ -109,7 +109,7 @@ class _Measured:
         done = self.group.first_rank_does(lambda: _read(out / MEASURED) == asked)
         if not done:
             score(checkpoint, self.evaluators, self.values, self.topology, out=out)
-            self.group.first_rank_does(lambda: _write(out / MEASURED, asked))
+            self.group.first_rank_does(lambda: write_json(out / MEASURED, asked, indent=2))
         read = self.group.first_rank_does(lambda: _read(out / "results.json"))
         results: dict[str, Any] = read["results"]
         return results
@@ -145,11 +145,6 @@ def _read(path: Path) -> Any:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with writing(path), replacing(path) as draft:
-        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

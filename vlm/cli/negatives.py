@@ -1,12 +1,11 @@
 """`vlm negatives`: hard negative captions, as sidecars of shards."""
 
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from omegaconf import DictConfig
 
-from vlm.cli.command import command
+from vlm.cli.command import command, take_data_as_shards
 from vlm.errors import ConfigError
 from vlm.settings import build, resolve
 
@@ -16,8 +15,7 @@ if TYPE_CHECKING:
 
 def main() -> None:
     """Entry point of `vlm negatives`."""
-    # To Hydra `data` alone is the group of that name, of which a pattern is no option.
-    sys.argv = [f"data.shards={word[5:]}" if word.startswith("data=") else word for word in sys.argv]
+    take_data_as_shards()
     _make()
 
 

@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 
 from vlm.curation.kmeans import State, as_history
 from vlm.errors import ConfigError, DataError
-from vlm.files import remove_drafts, replacing, writing
+from vlm.files import remove_drafts, replacing, write_json, writing
 
 CENTROIDS = "centroids.safetensors"
 CLUSTERS = "clusters.json"
@@ -78,9 +78,7 @@ def write_clusters(out: Path, state: State, work: Mapping[str, Any]) -> None:
     """Write `clusters.json`."""
     content = {**work, "iterations_run": len(state.history) - 1}
     content["history"] = [asdict(iteration) for iteration in state.history]
-    path = out / CLUSTERS
-    with writing(path), replacing(path) as draft:
-        draft.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", "utf-8")
+    write_json(out / CLUSTERS, content, indent=1)
 
 
 def _metadata(out: Path) -> dict[str, Any]:

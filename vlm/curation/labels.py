@@ -13,8 +13,8 @@ from torch import Tensor
 
 from vlm.curation.kmeans import BLOCK, blocks, nearest
 from vlm.data.index import is_writable, stored_sizes
-from vlm.data.labels import read_footer, write_sidecar
-from vlm.data.sidecar import sidecar_path
+from vlm.data.labels import Origin, write_sidecar
+from vlm.data.sidecar import read_footer, sidecar_path
 from vlm.data.tar import is_local
 from vlm.errors import ConfigError, DataError
 from vlm.inference.features import FeatureSet, Manifest
@@ -72,7 +72,8 @@ def unlabelled(manifest: Manifest, places: Sequence[Path], *, made_by: str) -> l
             missing.append(number)
             continue
         try:
-            rows, origin = read_footer(str(place))
+            rows, said = read_footer(str(place))
+            origin = Origin.of(said)
         except ValueError as error:
             raise DataError(f"{place} {error}; delete it") from error
         if origin.made_by != made_by:

@@ -1,7 +1,5 @@
 """One HTML page about clusters, complete in itself, and the same pictures as a PNG."""
 
-import base64
-import io
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +15,7 @@ from PIL import Image, ImageDraw
 from vlm import charts
 from vlm.curation.kmeans import Iteration, imbalance_of
 from vlm.data import Preprocess, ShardSet
-from vlm.data.images import UnreadableImageError
+from vlm.data.images import UnreadableImageError, data_uri
 from vlm.data.labels import parse_sidecar
 from vlm.data.samples import IMAGE_EXTENSIONS, BrokenSampleError, sample_image
 from vlm.data.shards import BrokenShardError, ShardCursor
@@ -48,9 +46,7 @@ class Sheet:
     def data_uri(self) -> str:
         """The pictures, for the page."""
         assert self.strip is not None
-        file = io.BytesIO()
-        self.strip.save(file, "webp", quality=85)
-        return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+        return data_uri(self.strip)
 
 
 def write_report(

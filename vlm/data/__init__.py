@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm.data.cache import ShardCache
     from vlm.data.image_files import ImageFile, image_file_loader
+    from vlm.data.images import data_uri
     from vlm.data.reader import EvalBatch, eval_loader, read_images, read_records
     from vlm.data.remote import Remote
     from vlm.data.samples import lookup, record_captions
@@ -26,6 +27,7 @@ _PLACES = {
     "Source": "sources",
     "TrainData": "train",
     "TrainSet": "train",
+    "data_uri": "images",
     "eval_loader": "reader",
     "image_file_loader": "image_files",
     "lookup": "samples",
@@ -46,6 +48,7 @@ __all__ = [
     "Source",
     "TrainData",
     "TrainSet",
+    "data_uri",
     "eval_loader",
     "image_file_loader",
     "lookup",

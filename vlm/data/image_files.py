@@ -3,15 +3,14 @@
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
-import torch
 from jaxtyping import UInt8
 from PIL import Image
 from torch import Tensor
 
 from vlm.data.images import UnreadableImageError, open_image
-from vlm.data.reader import EvalBatch
+from vlm.data.reader import EvalBatch, RankBatches
 from vlm.data.transforms import Preprocess
-from vlm.data.workers import Numbered, NumberedLoader
+from vlm.data.workers import NumberedLoader
 from vlm.errors import DataError
 
 
@@ -44,37 +43,21 @@ def _part(image: Image.Image, box: tuple[float, float, float, float]) -> Image.I
         raise UnreadableImageError(str(error) or type(error).__name__) from error
 
 
-class ImageFileBatches(Numbered[EvalBatch]):
-    """Batch j of a list of image files for every j ≡ rank modulo the number of ranks.
+class ImageFileBatches(RankBatches):
+    """Those of a list of image files; arguments as of `RankBatches`.
 
     Of a record the `key` is the path; where the file is no image, it stands there as a blank one, and
     `unreadable` says why.
     """
 
-    def __init__(
-        self,
-        files: Sequence[ImageFile],
-        preprocess: Preprocess,
-        *,
-        batch_size: int,
-        rank: int,
-        world_size: int,
-    ) -> None:
-        num_batches = -(-len(files) // batch_size)
-        super().__init__(0, -(-num_batches // world_size))
+    def __init__(self, files: Sequence[ImageFile], preprocess: Preprocess, **how: int) -> None:
+        super().__init__(len(files), preprocess, **how)
         self._files = files
-        self._preprocess = preprocess
-        self._batch_size = batch_size
-        self._rank = rank
-        self._world_size = world_size
 
     def items(self, numbers: range) -> Iterator[EvalBatch]:
-        """Make the batches that are this rank's first, second, …"""
-        side = self._preprocess.image_size
+        """Make the batches with these numbers."""
         for number in numbers:
-            start = (number * self._world_size + self._rank) * self._batch_size
-            rows = range(start, min(start + self._batch_size, len(self._files)))
-            blank = torch.zeros(3, side, side, dtype=torch.uint8)
+            rows = self.rows(number)
             images: list[UInt8[Tensor, "3 h w"]] = []
             records: list[dict[str, Any]] = []
             for row in rows:
@@ -82,14 +65,14 @@ class ImageFileBatches(Numbered[EvalBatch]):
                 try:
                     images.append(self._pixels(self._files[row]))
                 except DataError as error:
-                    images.append(blank)
+                    images.append(self.blank())
                     record["unreadable"] = str(error)
                 records.append(record)
-            yield EvalBatch(torch.tensor(rows, dtype=torch.int64), torch.stack(images or [blank]), records)
+            yield self.batch(rows, images, records)
 
     def _pixels(self, file: ImageFile) -> UInt8[Tensor, "3 h w"]:
         try:
-            return self._preprocess(file.open())
+            return self.preprocess(file.open())
         except UnreadableImageError as error:
             raise DataError(f"{file.path} cannot be evaluated: {error}") from error
 

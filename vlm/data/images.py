@@ -1,5 +1,6 @@
 """From the bytes of an image file to upright pixels in RGB."""
 
+import base64
 import io
 import math
 import warnings
@@ -56,6 +57,13 @@ def open_image(data: bytes) -> Image.Image:
             raise UnreadableImageError(f"it is no {', '.join(_FORMATS)}") from error
         except Exception as error:  # damaged files make Pillow raise almost anything
             raise UnreadableImageError(str(error) or type(error).__name__) from error
+
+
+def data_uri(picture: Image.Image) -> str:
+    """A picture as a WebP within a page of HTML."""
+    file = io.BytesIO()
+    picture.save(file, "webp", quality=85)
+    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
 def upright_size(image: Image.Image) -> tuple[int, int]:

@@ -39,6 +39,14 @@ class Origin(NamedTuple):
     num_classes: int | None
     made_by: str | None
 
+    @classmethod
+    def of(cls, said: Mapping[bytes, bytes]) -> "Origin":
+        """What the metadata of a sidecar says; raises a ValueError as `parse_sidecar`."""
+        num_classes, made_by = said.get(_NUM_CLASSES), said.get(_MADE_BY)
+        if num_classes is not None and not num_classes.isdigit():
+            raise ValueError(f"says num_classes={num_classes.decode(errors='replace')}, which is no number")
+        return cls(int(num_classes) if num_classes else None, made_by.decode() if made_by else None)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
@@ -114,6 +122,8 @@ class LabelSidecars(Sidecars[Labels]):
 
     what = "labels"
     instead = CLS
+    width: int
+    """Labels of a sample at most."""
 
     def __init__(
         self, shards: ShardSet, name: str, *, folder: str | None, per_sample: int | None, key: str
@@ -130,21 +140,17 @@ class LabelSidecars(Sidecars[Labels]):
         per_sample = source.labels_per_sample
         return cls(shards, source.labels, folder=source.labels_from, per_sample=per_sample, key=key)
 
-    @property
-    def width(self) -> int:
-        """Labels of a sample at most."""
-        return self._per_sample or self._example.width
-
     def parse(self, data: bytes) -> Labels:
         return parse_sidecar(data)
 
-    def footer(self, path: str) -> tuple[int, Origin]:
-        return read_footer(path)
+    def origin_in(self, said: Mapping[bytes, bytes]) -> Origin:
+        return Origin.of(said)
 
     def in_words(self, origin: Origin) -> str:
         return in_words(origin)
 
     def _check_example(self, content: Labels) -> None:
+        self.width = self._per_sample or content.width
         if not self.width:
             raise self._again(self._first, "has no label for any sample")
 
@@ -201,7 +207,7 @@ def parse_sidecar(data: bytes) -> Labels:
     labels = Labels(
         values=values[present],
         ends=np.cumsum(np.bincount(rows, minlength=len(counts))),
-        origin=_origin(file.schema_arrow.metadata or {}),
+        origin=Origin.of(file.schema_arrow.metadata or {}),
     )
     classes, largest = labels.origin.num_classes, int(labels.values.max(initial=0))
     if classes is not None and largest >= classes:
@@ -209,32 +215,9 @@ def parse_sidecar(data: bytes) -> Labels:
     return labels
 
 
-def read_footer(path: str) -> tuple[int, Origin]:
-    """Rows and origin of a local sidecar, without its labels.
-
-    Raises:
-        ValueError: it is none; the message goes on after the name of the file.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"cannot be read: {error}") from error
-    return footer.num_rows, _origin(footer.metadata or {})
-
-
 def in_words(origin: Origin) -> str:
     """In words."""
     return f"{origin.num_classes or 'unknown'} classes, made by {origin.made_by or 'unknown'}"
-
-
-def _origin(said: dict[bytes, bytes]) -> Origin:
-    num_classes, made_by = said.get(_NUM_CLASSES), said.get(_MADE_BY)
-    if num_classes is not None and not num_classes.isdigit():
-        raise ValueError(f"says num_classes={num_classes.decode(errors='replace')}, which is no number")
-    return Origin(int(num_classes) if num_classes else None, made_by.decode() if made_by else None)
 
 
 def _flat(column: Any) -> tuple[Integer[ndarray, "rows"], Integer[ndarray, "n"]]:

@@ -127,8 +127,12 @@ class OrderedSource:
         """
         return class_of(record) if self.labels == CLS else raw.beside.get("labels", ())[: self.num_labels]
 
-    def negatives_of(self, raw: RawSample, caption: str, *, rng: random.Random) -> tuple[str, ...]:
+    def negatives_of(self, raw: RawSample, caption: str, *, seed: str) -> tuple[str, ...]:
         """Hard negatives of a caption of a sample, `num_negatives` at most.
+
+        Args:
+            seed: of the sample's draws. These are of a generator of their own, so that with and without them
+                the pixels are the same.
 
         Raises:
             DataError: those that were read are of another sample.
@@ -136,6 +140,7 @@ class OrderedSource:
         if self.negatives is None:
             return ()
         self.negatives.check_key(raw)
+        rng = random.Random(f"{seed}/negatives")
         return draw_negatives(raw.beside["negatives"], caption, count=self.num_negatives, rng=rng)
 
 
@@ -277,8 +282,7 @@ class TrainBatches(Numbered[Batch]):
         caption, labels = source.caption_of(record, rng=rng), source.labels_of(raw, record)
         image = sample_image(raw)
         pixels = self._augment(image, self._preprocess, rng=rng) if self._augment else self._preprocess(image)
-        # Of a generator of their own, so that with and without them the pixels are the same.
-        negatives = source.negatives_of(raw, caption, rng=random.Random(f"{seed}/negatives"))
+        negatives = source.negatives_of(raw, caption, seed=seed)
         return Example(raw.name, pixels, caption, labels, negatives)
 
     def _warn(self, broken: BrokenSample) -> None:

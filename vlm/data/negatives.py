@@ -8,10 +8,10 @@ The metadata has `maker` and `seed`, and `made_by`, which tells negatives of one
 import hashlib
 import io
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from vlm.data.shards import ShardSet
 from vlm.data.sidecar import Sidecars, check_name
@@ -44,6 +44,11 @@ class Origin(NamedTuple):
     maker: str
     seed: str
     made_by: str
+
+    @classmethod
+    def of(cls, said: Mapping[bytes, bytes]) -> "Origin":
+        """What the metadata of a sidecar says."""
+        return cls(*(said.get(name.encode(), b"").decode(errors="replace") for name in cls._fields))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,23 +132,7 @@ def parse_negatives(data: bytes) -> Negatives:
     texts = column.flatten()
     if keys.null_count or texts.null_count or any(part.null_count for part in texts.flatten()):
         raise ValueError(f"has nothing at some place in the columns {KEY} and {COLUMN}")
-    return Negatives(keys=keys, column=column, origin=_origin(schema.metadata or {}))
-
-
-def read_footer(path: str) -> tuple[int, Origin]:
-    """Rows and origin of a local sidecar, without its negatives.
-
-    Raises:
-        ValueError: it is none; the message goes on after the name of the file.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
-    try:
-        footer = pq.read_metadata(path)
-    except (pa.ArrowException, OSError) as error:
-        raise ValueError(f"cannot be read: {error}") from error
-    return footer.num_rows, _origin(footer.metadata or {})
+    return Negatives(keys=keys, column=column, origin=Origin.of(schema.metadata or {}))
 
 
 def check_negatives(source: Source, *, key: str) -> None:
@@ -190,27 +179,24 @@ class NegativeSidecars(Sidecars[Negatives]):
     def parse(self, data: bytes) -> Negatives:
         return parse_negatives(data)
 
-    def footer(self, path: str) -> tuple[int, Origin]:
-        return read_footer(path)
+    def origin_in(self, said: Mapping[bytes, bytes]) -> Origin:
+        return Origin.of(said)
 
     def in_words(self, origin: Origin) -> str:
         maker, seed, made_by = (value or "unknown" for value in origin)
         return f"maker {maker}, seed {seed}, made by {made_by}"
 
-    def refuse(self, other: tuple[str, str] | None) -> None:
-        """Raise a DataError where negatives are of other captions, or none of the first file has any.
+    def refuse(self, own: str, of: str) -> NoReturn:
+        """Raise the DataError of negatives that are of other captions.
 
         Args:
-            other: a caption of a sample, and what its negatives are of in its place.
+            own: a caption of a sample.
+            of: what the sample's negatives are of in its place.
         """
-        if other is not None:
-            own, of = other
-            raise DataError(
-                f"{self._setting}: those of the first samples are not of their captions, but of {of!r} where "
-                f"a caption is {own!r}; make them of the fields that {self._key}.captions names"
-            )
-        if not any(self._example[row].negatives for row in range(len(self._example))):
-            raise self._again(self._first, "has no negatives of any sample")
+        raise DataError(
+            f"{self._setting}: those of the first samples are not of their captions, but of {of!r} where "
+            f"a caption is {own!r}; make them of the fields that {self._key}.captions names"
+        )
 
     def check_key(self, raw: RawSample) -> None:
         """Raise a DataError where what lies beside a shard is of another sample than the shard's."""
@@ -221,13 +207,13 @@ class NegativeSidecars(Sidecars[Negatives]):
                 "make the negatives again"
             )
 
+    def _check_example(self, content: Negatives) -> None:
+        if not len(content.column.flatten()):
+            raise self._again(self._first, "has no negatives of any sample")
+
 
 def _kinds() -> dict[str, Any]:
     """The columns and what is in them."""
     import pyarrow as pa
 
     return {KEY: pa.string(), COLUMN: pa.list_(pa.struct([(name, pa.string()) for name in Negative._fields]))}
-
-
-def _origin(said: dict[bytes, bytes]) -> Origin:
-    return Origin(*(said.get(name.encode(), b"").decode(errors="replace") for name in Origin._fields))

@@ -29,39 +29,62 @@ class EvalBatch(NamedTuple):
     records: list[dict[str, Any]]
 
 
-class EvalBatches(Numbered[EvalBatch]):
-    """Batch j of a data set for every j ≡ rank modulo the number of ranks."""
+class RankBatches(Numbered[EvalBatch]):
+    """Batch j of so many rows for every j ≡ rank modulo the number of ranks; a subclass makes it in `items`.
+
+    A number is that of a batch among this rank's first, second, …
+    """
 
     def __init__(
-        self, shards: ShardSet, preprocess: Preprocess, *, batch_size: int, rank: int, world_size: int
+        self, num_rows: int, preprocess: Preprocess, *, batch_size: int, rank: int, world_size: int
     ) -> None:
-        num_batches = -(-shards.num_samples // batch_size)
+        num_batches = -(-num_rows // batch_size)
         super().__init__(0, -(-num_batches // world_size))
-        self._shards = shards
-        self._preprocess = preprocess
+        self.preprocess = preprocess
+        self._num_rows = num_rows
         self._batch_size = batch_size
         self._rank = rank
         self._world_size = world_size
 
+    def rows(self, number: int) -> range:
+        """The rows of a batch; none where other ranks have one more."""
+        start = (number * self._world_size + self._rank) * self._batch_size
+        return range(start, min(start + self._batch_size, self._num_rows))
+
+    def batch(
+        self, rows: range, images: list[UInt8[Tensor, "3 h w"]], records: list[dict[str, Any]]
+    ) -> EvalBatch:
+        """A batch of what its rows hold."""
+        return EvalBatch(
+            torch.tensor(rows, dtype=torch.int64), torch.stack(images or [self.blank()]), records
+        )
+
+    def blank(self) -> UInt8[Tensor, "3 h w"]:
+        """The image that stands where there is none."""
+        side = self.preprocess.image_size
+        return torch.zeros(3, side, side, dtype=torch.uint8)
+
+
+class EvalBatches(RankBatches):
+    """Those of a data set; arguments as of `RankBatches`."""
+
+    def __init__(self, shards: ShardSet, preprocess: Preprocess, **how: int) -> None:
+        super().__init__(shards.num_samples, preprocess, **how)
+        self._shards = shards
+
     def items(self, numbers: range) -> Iterator[EvalBatch]:
-        """Make the batches that are this rank's first, second, …"""
+        """Make the batches with these numbers."""
         cursor = ShardCursor(self._shards, None)
         for number in numbers:
-            start = (number * self._world_size + self._rank) * self._batch_size
-            yield self._batch(cursor, range(start, min(start + self._batch_size, self._shards.num_samples)))
+            rows = self.rows(number)
+            raw = [cursor.read(*self._shards.locate(row)) for row in rows]
+            images = [self._pixels(sample) for sample in raw]
+            yield self.batch(rows, images, [_record(sample) for sample in raw])
         cursor.close()
-
-    def _batch(self, cursor: ShardCursor, rows: range) -> EvalBatch:
-        side = self._preprocess.image_size
-        raw = [cursor.read(*self._shards.locate(row)) for row in rows]
-        images = [self._pixels(sample) for sample in raw] or [torch.zeros(3, side, side, dtype=torch.uint8)]
-        return EvalBatch(
-            torch.tensor(rows, dtype=torch.int64), torch.stack(images), [_record(sample) for sample in raw]
-        )
 
     def _pixels(self, raw: RawSample) -> UInt8[Tensor, "3 h w"]:
         try:
-            return self._preprocess(sample_image(raw))
+            return self.preprocess(sample_image(raw))
         except (BrokenSampleError, UnreadableImageError) as error:
             raise DataError(f"{raw.name} cannot be evaluated: {error}") from error
 

@@ -1,6 +1,7 @@
 """What was computed about samples and lies beside their shards: `<stem>.<name>.parquet`, a row a sample."""
 
 import re
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar, runtime_checkable
@@ -47,6 +48,22 @@ def check_name(name: str, *, key: str, folder: str | None, instead: str | None =
         )
 
 
+def read_footer(path: str) -> tuple[int, dict[bytes, bytes]]:
+    """Rows and metadata of a local sidecar, without the rest.
+
+    Raises:
+        ValueError: it is none; the message goes on after the name of the file.
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    try:
+        footer = pq.read_metadata(path)
+    except (pa.ArrowException, OSError) as error:
+        raise ValueError(f"cannot be read: {error}") from error
+    return footer.num_rows, footer.metadata or {}
+
+
 @runtime_checkable
 class Content(Protocol):
     """What a sidecar holds."""
@@ -86,6 +103,10 @@ class Sidecars(Generic[C]):
     """What they hold, in the plural: also the setting of the source that names them."""
     instead: ClassVar[str]
     """Value of that setting which needs no sidecars."""
+    origin: Any
+    """What all of them agree in."""
+    digest: str
+    """Tells them from others, by the first."""
 
     def __init__(self, shards: ShardSet, name: str, *, folder: str | None, key: str) -> None:
         self._shards = shards
@@ -95,19 +116,10 @@ class Sidecars(Generic[C]):
         self._filled = [shard for shard, size in enumerate(shards.sizes) if size]
         self._check_paths()
         self._first = self._filled[0]
-        self._example = self._load(self._first)
-        self._check_example(self._example)
+        example = self._load(self._first)
+        self.origin, self.digest = example.origin, example.digest
+        self._check_example(example)
         self._check_footers()
-
-    @property
-    def origin(self) -> Any:
-        """What all of them agree in."""
-        return self._example.origin
-
-    @property
-    def digest(self) -> str:
-        """Tells them from others, by the first."""
-        return self._example.digest
 
     def read(self, shard: int) -> C:
         """What lies beside a shard.
@@ -124,8 +136,8 @@ class Sidecars(Generic[C]):
         """The content of a file; raises a ValueError whose message goes on after the file's name."""
         raise NotImplementedError
 
-    def footer(self, path: str) -> tuple[int, tuple[Any, ...]]:
-        """Rows and origin of a local file, without the rest; raises as `parse`."""
+    def origin_in(self, said: Mapping[bytes, bytes]) -> tuple[Any, ...]:
+        """The origin in the metadata of a file; raises as `parse`."""
         raise NotImplementedError
 
     def in_words(self, origin: Any) -> str:
@@ -186,7 +198,8 @@ class Sidecars(Generic[C]):
 
     def _check_footer(self, shard: int) -> None:
         try:
-            rows, origin = self.footer(self._paths[shard])
+            rows, said = read_footer(self._paths[shard])
+            origin = self.origin_in(said)
         except ValueError as error:
             raise self._again(shard, str(error)) from error
         self._check_rows(shard, rows)

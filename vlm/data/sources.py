@@ -54,6 +54,11 @@ class Source:
         if self.captions == ():
             raise ConfigError("the captions of a data source are empty; name a field, as txt or json.caption")
 
+    @property
+    def num_negatives(self) -> int:
+        """Hard negatives that a caption has at most."""
+        return self.negatives_per_sample if self.negatives else 0
+
 
 def as_strings(value: str | Iterable[str]) -> tuple[str, ...]:
     """One string or several, as a tuple."""

@@ -2,7 +2,7 @@
 
 import math
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from itertools import islice
@@ -22,8 +22,9 @@ from vlm.data.samples import (
     members_of,
     record_captions,
 )
-from vlm.data.shards import BrokenShardError, ShardCursor, ShardSet, open_shards
+from vlm.data.shards import BrokenShardError, Rows, ShardCursor, ShardSet, open_shards
 from vlm.data.sources import Source, as_strings
+from vlm.data.tar import RawSample
 from vlm.data.transforms import Augment, Preprocess
 from vlm.data.workers import NumberedLoader
 from vlm.errors import ConfigError, DataError
@@ -174,7 +175,7 @@ class TrainData:
             labels=source.labels,
             label_sidecars=LabelSidecars.of(source, shards, key=key),
             negatives=negatives,
-            num_negatives=source.negatives_per_sample if source.negatives else 0,
+            num_negatives=source.num_negatives,
             shards=shards,
             order=order,
         )
@@ -330,18 +331,12 @@ def check_samples(shards: ShardSet, fields: tuple[str, ...], *, labels: str | No
         DataError: none of them has a caption, a class where it is asked for, and an image.
     """
     seen: dict[str, None] = {}
-    with closing(ShardCursor(shards, None)) as cursor:
-        for sample in range(min(_PEEK, shards.num_samples)):
-            try:
-                raw = cursor.read(*shards.locate(sample))
-                record = decode_record(raw)
-            except (BrokenSampleError, BrokenShardError):
-                continue
-            has_image = any(extension in raw.members for extension in IMAGE_EXTENSIONS)
-            has_caption = not fields or record_captions(record, fields)
-            if has_image and has_caption and (labels != CLS or CLS in record):
-                return
-            seen |= dict.fromkeys([*raw.members, *field_names(record)])
+    for raw, record in _first_samples(shards, None):
+        has_image = any(extension in raw.members for extension in IMAGE_EXTENSIONS)
+        has_caption = not fields or record_captions(record, fields)
+        if has_image and has_caption and (labels != CLS or CLS in record):
+            return
+        seen |= dict.fromkeys([*raw.members, *field_names(record)])
     wanted = [f"{' or '.join(fields)} ({prefix}captions)"] if fields else []
     wanted += [f"{CLS} ({prefix}labels)"] if labels == CLS else []
     beside = f"{' and '.join(wanted)} beside an image" if wanted else "an image"
@@ -354,21 +349,30 @@ def check_samples(shards: ShardSet, fields: tuple[str, ...], *, labels: str | No
 def _check_negatives(shards: ShardSet, fields: tuple[str, ...], negatives: NegativeSidecars) -> None:
     """Look whether the hard negatives of the first samples are of their captions."""
     other = None
-    with closing(ShardCursor(shards, members_of(fields), {"negatives": negatives.read})) as cursor:
+    for raw, record in _first_samples(shards, members_of(fields), {"negatives": negatives.read}):
+        negatives.check_key(raw)
+        own = [caption for captions in record_captions(record, fields) for caption in captions]
+        of = [negative.caption.strip() for negative in raw.beside["negatives"].negatives]
+        if set(own) & set(of):
+            return
+        if own and of:
+            other = own[0], of[0]
+    if other is not None:
+        negatives.refuse(*other)
+
+
+def _first_samples(
+    shards: ShardSet, members: frozenset[str] | None, beside: Mapping[str, Callable[[int], Rows]] = {}
+) -> Iterator[tuple[RawSample, dict[str, Any]]]:
+    """The first samples and their texts, but for broken ones; arguments as of `ShardCursor`."""
+    with closing(ShardCursor(shards, members, beside)) as cursor:
         for sample in range(min(_PEEK, shards.num_samples)):
             try:
                 raw = cursor.read(*shards.locate(sample))
                 record = decode_record(raw)
             except (BrokenSampleError, BrokenShardError):
                 continue
-            negatives.check_key(raw)
-            own = [caption for captions in record_captions(record, fields) for caption in captions]
-            of = [negative.caption.strip() for negative in raw.beside["negatives"].negatives]
-            if set(own) & set(of):
-                return
-            if own and of:
-                other = own[0], of[0]
-    negatives.refuse(other)
+            yield raw, record
 
 
 def _check_at_least(least: int, name: str, value: int) -> None:

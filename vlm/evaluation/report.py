@@ -1,7 +1,5 @@
 """One HTML page about an evaluated checkpoint, complete in itself: no script, no network."""
 
-import base64
-import io
 import math
 import re
 from collections.abc import Callable, Iterator, Mapping
@@ -16,7 +14,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from vlm import charts
-from vlm.data import Preprocess, open_shards, read_images
+from vlm.data import Preprocess, data_uri, open_shards, read_images
 from vlm.evaluation.evaluator import Result
 from vlm.files import replacing, writing
 from vlm.inference import Description, read_description, read_weights
@@ -181,6 +179,4 @@ def _data_uris(images: list[Image.Image], preprocess: Preprocess) -> Iterator[st
     for image in images:
         seen = Image.fromarray(preprocess(image).permute(1, 2, 0).contiguous().numpy())
         seen.thumbnail((PICTURE_SIZE, PICTURE_SIZE))
-        file = io.BytesIO()
-        seen.save(file, "webp", quality=85)
-        yield f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+        yield data_uri(seen)

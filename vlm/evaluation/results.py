@@ -1,12 +1,11 @@
 """`results.json`: the numbers of a suite, and of what they are."""
 
-import json
 from collections.abc import Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
 from vlm.evaluation.evaluator import Result
-from vlm.files import remove_drafts, replacing, writing
+from vlm.files import remove_drafts, write_json, writing
 from vlm.inference import read_description, versions
 
 
@@ -50,6 +49,5 @@ def write_results(
     with writing(path):
         folder.mkdir(parents=True, exist_ok=True)
         remove_drafts(folder)
-        with replacing(path) as draft:
-            draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content, indent=2)
     return path

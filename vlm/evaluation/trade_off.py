@@ -1,6 +1,5 @@
 """One metric over another, for checkpoints between two: as a picture and as numbers."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import pairwise
@@ -11,7 +10,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from vlm import charts
 from vlm.errors import ConfigError
-from vlm.files import replacing, writing
+from vlm.files import replacing, write_json, writing
 
 WIDTH, HEIGHT, LEFT, RIGHT, TOP, BOTTOM = 760, 560, 90, 40, 40, 70
 GREY, LIGHT, BLACK, BLUE, ORANGE = "#5c636b", "#dfe1e4", "#1c1f23", "#2456a6", "#b5541c"
@@ -90,8 +89,7 @@ def write_trade_off(
     """
     content = {"start": start, "end": end, **asdict(axes), "points": [asdict(point) for point in points]}
     path, picture = folder / "trade_off.json", folder / "trade_off.png"
-    with writing(path), replacing(path) as draft:
-        draft.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_json(path, content, indent=2)
     if axes.x is None or axes.y is None:
         return None
     with writing(picture), replacing(picture) as draft:

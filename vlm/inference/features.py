@@ -26,7 +26,7 @@ from vlm.data.index import stem
 from vlm.data.remote import PIPE
 from vlm.data.tar import is_local
 from vlm.errors import DataError
-from vlm.files import replacing, writing
+from vlm.files import replacing, write_json, writing
 
 FORMAT = 1
 MANIFEST = "manifest.json"
@@ -79,9 +79,7 @@ class Manifest:
 
     def write(self, folder: Path) -> None:
         """Write `manifest.json`, whole or not at all."""
-        path = folder / MANIFEST
-        with writing(path), replacing(path) as draft:
-            draft.write_text(json.dumps(self.to_mapping(), indent=1, ensure_ascii=False) + "\n", "utf-8")
+        write_json(folder / MANIFEST, self.to_mapping(), indent=1)
 
     @classmethod
     def read(cls, folder: Path) -> "Manifest":

@@ -96,7 +96,7 @@ class ContrastiveObjective(Objective):
     ) -> StepOutput:
         """The contrastive term alone, with hard negatives or without."""
         caption_id = encoded["caption_id"] if self.mask_equal_captions else None
-        hard = negatives.present.shape[1] if negatives is not None and negatives.scope == "all" else 0
+        hard = 0 if negatives is None else self.hard_columns(negatives.present.shape[1])
         loss = self.contrast(
             model,
             encoded["image"],

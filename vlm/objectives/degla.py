@@ -69,14 +69,10 @@ class DeglaObjective(ClipObjective):
             "tgc": text_grounded_weight,
             "distillation": distillation_weight,
         }
-        named = {
-            "image_grounded_weight": image_grounded_weight,
-            "text_grounded_weight": text_grounded_weight,
-            "distillation_weight": distillation_weight,
-        }
-        for name, weight in named.items():
+        terms = ("image_grounded", "text_grounded", "distillation")
+        for name, weight in zip(terms, self.weights.values(), strict=True):
             if not 0 <= weight < math.inf:
-                raise ConfigError(f"objective.{name}={weight} must be a number of at least 0")
+                raise ConfigError(f"objective.{name}_weight={weight} must be a number of at least 0")
         if not 0 < text_grounded_scale < math.inf:
             raise ConfigError(f"objective.text_grounded_scale={text_grounded_scale} must be positive")
         self.hard_negatives = hard_negatives

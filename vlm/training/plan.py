@@ -42,7 +42,7 @@ def plan(run: Run) -> str:
     checkpointing = run.trainer.activation_checkpointing
     towers = dict(tower_costs(spec, text_length=length, activation_checkpointing=checkpointing))
     sources = (run.data.train, *run.data.mix.values())
-    negatives = max(source.negatives_per_sample if source.negatives else 0 for source in sources)
+    negatives = max(source.num_negatives for source in sources)
     if negatives:
         towers["text"] = towers["text"].times(1 + negatives)
     loss = run.objective.cost(

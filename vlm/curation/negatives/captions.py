@@ -1,8 +1,8 @@
 """The captions of shards, one sample after another."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlm.data import ShardSet
 from vlm.data.samples import BrokenSampleError, decode_record, members_of, record_captions
@@ -30,7 +30,12 @@ def read_captions(shards: ShardSet, shard: int, fields: Sequence[str]) -> Iterat
                 yield Captioned("", [])
                 continue
             try:
-                groups = record_captions(decode_record(raw), fields)
+                captions = captions_of(decode_record(raw), fields)
             except BrokenSampleError:
-                groups = []
-            yield Captioned(raw.key, list(dict.fromkeys(caption for group in groups for caption in group)))
+                captions = []
+            yield Captioned(raw.key, captions)
+
+
+def captions_of(record: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
+    """The captions of a sample, of all fields; one that comes twice comes once."""
+    return list(dict.fromkeys(caption for group in record_captions(record, fields) for caption in group))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from vlm.curation.negatives.captions import read_captions
 from vlm.data import ShardSet
-from vlm.data.negatives import Origin, parse_negatives, read_footer
-from vlm.data.sidecar import sidecar_path
+from vlm.data.negatives import Origin, parse_negatives
+from vlm.data.sidecar import read_footer, sidecar_path
 from vlm.data.tar import is_local
 from vlm.errors import ConfigError, DataError
 
@@ -85,7 +85,8 @@ def _is_of_samples(shards: ShardSet, shard: int, place: Path) -> bool:
 
 def _footer(place: Path) -> tuple[int, Origin]:
     with _naming(place):
-        return read_footer(str(place))
+        rows, said = read_footer(str(place))
+        return rows, Origin.of(said)
 
 
 @contextmanager

@@ -1,8 +1,5 @@
 """One HTML page about negatives, complete in itself: what filters dropped, and some samples to read."""
 
-import base64
-import io
-import json
 import logging
 import random
 from collections.abc import Iterator, Sequence
@@ -14,23 +11,17 @@ from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
 
+from vlm.curation.negatives.captions import captions_of
 from vlm.curation.negatives.filters import KEPT, NOTHING
 from vlm.curation.negatives.tally import ShardCounts
 from vlm.data import ShardSet
-from vlm.data.images import UnreadableImageError
+from vlm.data.images import UnreadableImageError, data_uri
 from vlm.data.negatives import Negative, parse_negatives
-from vlm.data.samples import (
-    IMAGE_EXTENSIONS,
-    BrokenSampleError,
-    decode_record,
-    members_of,
-    record_captions,
-    sample_image,
-)
+from vlm.data.samples import IMAGE_EXTENSIONS, BrokenSampleError, decode_record, members_of, sample_image
 from vlm.data.shards import BrokenShardError, ShardCursor
 from vlm.data.tar import RawSample
 from vlm.errors import DataError
-from vlm.files import replacing, writing
+from vlm.files import replacing, write_json, writing
 
 logger = logging.getLogger(__name__)
 
@@ -83,9 +74,7 @@ def write_report(
     path = folder / "report.html"
     with writing(path), replacing(path) as draft:
         draft.write_text(page, encoding="utf-8")
-    said = json.dumps({"maker": name, "seed": seed, **counts.to_mapping()}, ensure_ascii=False, indent=1)
-    with writing(folder / "report.json"), replacing(folder / "report.json") as draft:
-        draft.write_text(f"{said}\n", encoding="utf-8")
+    write_json(folder / "report.json", {"maker": name, "seed": seed, **counts.to_mapping()}, indent=1)
     return path
 
 
@@ -125,7 +114,7 @@ def _sheets(shards: ShardSet, places: Sequence[Path], *, seed: int, fields: Sequ
                 except (BrokenShardError, BrokenSampleError) as error:
                     logger.warning("the report lacks a sample of %s: %s", shards.urls[shard], error)
                     continue
-                captions = dict.fromkeys(c for group in record_captions(record, fields) for c in group)
+                captions = captions_of(record, fields)
                 yield Sheet(
                     key=raw.key,
                     picture=_picture(raw),
@@ -140,6 +129,4 @@ def _picture(raw: RawSample) -> str | None:
         logger.warning("the report lacks a picture of %s: %s", raw.name, error)
         return None
     image.thumbnail((SIDE, SIDE))
-    file = io.BytesIO()
-    image.save(file, "webp", quality=85)
-    return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
+    return data_uri(image)

@@ -1,6 +1,5 @@
 """What is wrong with shards, before a training finds it out."""
 
-import json
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -27,7 +26,7 @@ from vlm.data.tools.shard_scan import (
     ShardScan,
     scan_shard,
 )
-from vlm.files import replacing, writing
+from vlm.files import write_json, writing
 
 ERRORS = (UNREADABLE_SHARD, CUT_SHORT, WRONG_INDEX, NO_IMAGE, UNREADABLE_IMAGE, NO_CAPTION)
 """What training would replace or stop at."""
@@ -107,11 +106,9 @@ class Check:
         scans = self._scan(urls)
         findings = _merge(scans, as_strings(self.captions), context_length=context_length)
         out = Path(self.out)
-        text = json.dumps(findings.to_mapping(), ensure_ascii=False, indent=1) + "\n"
         with writing(out):
             out.parent.mkdir(parents=True, exist_ok=True)
-            with replacing(out) as draft:
-                draft.write_text(text, "utf-8")
+        write_json(out, findings.to_mapping(), indent=1)
         return findings
 
     def _scan(self, urls: Sequence[str]) -> list[ShardScan]:
