@@ -1,5 +1,6 @@
 """Evaluations on embeddings, and what is written about them."""
 
+from vlm.evaluation.caption_page import write_caption_page
 from vlm.evaluation.cases import CasesFromFiles, CasesFromShards
 from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, ClassesFromText
 from vlm.evaluation.clip_benchmark import clip_benchmark
@@ -30,6 +31,7 @@ __all__ = [
     "check_text",
     "clip_benchmark",
     "run_suite",
+    "write_caption_page",
     "write_report",
     "write_results",
 ]

@@ -1,5 +1,6 @@
 """Trained models in use, without Hydra and without Lightning."""
 
+from vlm.inference.captions import Captioned, pictures, read_captions, write_captions
 from vlm.inference.checkpoint import (
     CONFIG,
     EMA,
@@ -19,7 +20,8 @@ from vlm.inference.checkpoint import (
     verify,
     versions,
 )
-from vlm.inference.embed import Embedder, ImageEmbeddings
+from vlm.inference.decoding import Decoding
+from vlm.inference.embed import CaptionLine, Embedder, ImageEmbeddings
 from vlm.inference.interpolate import Line, interpolate
 from vlm.inference.load import Loaded, load
 
@@ -28,6 +30,9 @@ __all__ = [
     "EMA",
     "TOKENIZER",
     "WEIGHTS",
+    "CaptionLine",
+    "Captioned",
+    "Decoding",
     "Description",
     "Embedder",
     "ImageEmbeddings",
@@ -39,6 +44,8 @@ __all__ = [
     "latest_checkpoint",
     "load",
     "load_weights",
+    "pictures",
+    "read_captions",
     "read_config",
     "read_description",
     "read_tokenizer",
@@ -47,4 +54,5 @@ __all__ = [
     "save_weights",
     "verify",
     "versions",
+    "write_captions",
 ]

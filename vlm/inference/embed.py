@@ -13,7 +13,7 @@ from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
-from vlm.data import EvalBatch, ImageFile, eval_loader, image_file_loader, open_shards
+from vlm.data import EvalBatch, ImageFile, ShardSet, eval_loader, image_file_loader, open_shards
 from vlm.distributed import Topology, gather_objects, mean_over_ranks
 from vlm.errors import ConfigError
 from vlm.inference.decoding import Decoding
@@ -32,6 +32,15 @@ class ImageEmbeddings(NamedTuple):
     """fp32, on the CPU."""
     records: list[dict[str, Any]]
     """`key` and the decoded members of each sample (`txt`, `cls`, `json`), without the picture."""
+
+
+class CaptionLine(NamedTuple):
+    """The caption of a picture, or why there is none."""
+
+    row: int
+    key: str
+    caption: str | None
+    unreadable: str | None
 
 
 class Embedder:
@@ -122,18 +131,48 @@ class Embedder:
         vectors = np.concatenate([parts[number] for number in range(len(batches))])
         return torch.from_numpy(vectors[[position[text] for text in texts]])
 
-    def captions(self, shards: str | Sequence[str], decoding: Decoding) -> list[str]:
-        """A caption for each picture of a data set, in its order.
+    def captions(self, shards: str | Sequence[str], decoding: Decoding) -> list[str | None]:
+        """A caption for each picture of a data set, in its order; None where it cannot be read.
 
         Raises:
             ConfigError: the model has no text decoder.
         """
-        shard_set = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
-        return self._captions(eval_loader(shard_set, **self._loading), decoding, shard_set.num_samples)
+        source = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
+        return [line.caption for lines in self.write(source, decoding) for line in lines]
 
-    def captions_of_files(self, files: Sequence[ImageFile], decoding: Decoding) -> list[str]:
-        """A caption for each image file; what is written for one that is no image means nothing."""
-        return self._captions(image_file_loader(files, **self._loading), decoding, len(files))
+    def captions_of_files(self, files: Sequence[ImageFile], decoding: Decoding) -> list[str | None]:
+        """A caption for each image file, or None where it is no image."""
+        return [line.caption for lines in self.write(files, decoding) for line in lines]
+
+    def write(
+        self, source: ShardSet | Sequence[ImageFile], decoding: Decoding, *, first: int = 0
+    ) -> Iterator[list[CaptionLine]]:
+        """Captions as they are made, in the order of the pictures, on every rank all of them.
+
+        Args:
+            first: of the pictures, those before which are left out.
+
+        Raises:
+            ConfigError: the model has no text decoder.
+        """
+        writer = Writer(self.loaded)
+        how = {**self._loading, "first": first}
+        loader: Iterable[EvalBatch]
+        if isinstance(source, ShardSet):
+            loader, count = eval_loader(source, unreadable=True, **how), source.num_samples
+        else:
+            loader, count = image_file_loader(source, **how), len(source)
+
+        def written(model: DualEncoder, images: Tensor, rows: Tensor) -> list[str]:
+            return writer(images, decoding, numbers=rows.tolist() or [0], finished=self._finished)
+
+        for batch, captions in self._computed(loader, written, "writing captions", count - first):
+            own = [
+                CaptionLine(row, record["key"], caption if reason is None else None, reason)
+                for row, record, caption in zip(batch.indices.tolist(), batch.records, captions, strict=False)
+                for reason in [record.get("unreadable")]
+            ]
+            yield sorted(line for lines in gather_objects(own) for line in lines)
 
     def caption_likelihood(
         self, shards: str | Sequence[str], texts: Sequence[Sequence[str]]
@@ -154,15 +193,6 @@ class Embedder:
         found = self._each(loader, costs, "weighing captions", shard_set.num_samples)
         pairs = [pair for row in found for pair in row]
         return np.array([cost for cost, _ in pairs], np.float64), np.array([n for _, n in pairs], np.int64)
-
-    def _captions(self, loader: Iterable[EvalBatch], decoding: Decoding, num_images: int) -> list[str]:
-        writer = Writer(self.loaded)
-
-        def written(model: DualEncoder, images: Tensor, rows: Tensor) -> list[str]:
-            numbers = rows.tolist() or [0]
-            return writer(images, decoding, numbers=numbers, finished=self._finished)
-
-        return self._each(loader, written, "writing captions", num_images)
 
     def _finished(self, own: bool) -> bool:
         """Whether all ranks are: those that share a model's weights stop together."""
