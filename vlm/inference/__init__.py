@@ -19,6 +19,7 @@ from vlm.inference.checkpoint import (
     verify,
     versions,
 )
+from vlm.inference.decoding import Decoding
 from vlm.inference.embed import Embedder, ImageEmbeddings
 from vlm.inference.interpolate import Line, interpolate
 from vlm.inference.load import Loaded, load
@@ -28,6 +29,7 @@ __all__ = [
     "EMA",
     "TOKENIZER",
     "WEIGHTS",
+    "Decoding",
     "Description",
     "Embedder",
     "ImageEmbeddings",
