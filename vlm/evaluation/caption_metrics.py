@@ -96,7 +96,7 @@ def _same_length(difference: int) -> float:
 
 
 def _likeness(found: dict[Gram, float], wanted: dict[Gram, float]) -> float:
-    """The cosine of the n-grams of each length, averaged; what occurs too often counts no more than wanted."""
+    """The cosine of the n-grams of each length, averaged; no n-gram counts oftener than it is wanted."""
     product = [0.0] * MAX_ORDER
     for gram, weight in found.items():
         other = wanted.get(gram, 0.0)

@@ -30,7 +30,7 @@ class References:
     captions: list[list[str]]
     """At least one each."""
     num_missing: int = 0
-    """Pictures with captions whose files are not there."""
+    """Pictures with captions whose files are absent."""
     num_left_out: int = 0
     """Pictures without captions."""
 
@@ -43,8 +43,8 @@ class CaptionSource(Protocol):
         """The captions; the pictures are not read."""
         ...
 
-    def captions(self, embedder: Embedder, decoding: Decoding) -> list[str]:
-        """What the model writes about each picture."""
+    def captions(self, embedder: Embedder, decoding: Decoding) -> Sequence[str | None]:
+        """What the model writes about each picture; None where the picture cannot be read."""
         ...
 
     def likelihood(self, embedder: Embedder, references: References) -> Likelihood | None:
@@ -110,9 +110,19 @@ class CaptionsFromCoco:
         """Raises `ConfigError`, `DataError`: no file or folder; another format; all pictures missing."""
         return self._found[0]
 
-    def captions(self, embedder: Embedder, decoding: Decoding) -> list[str]:
-        """One of each picture that has references, in the order of the file."""
-        found: list[str] = embedder.captions_of_files(self._found[1], decoding)  # type: ignore[attr-defined]
+    def captions(self, embedder: Embedder, decoding: Decoding) -> list[str | None]:
+        """One of each picture that has references, in the order of the file.
+
+        Raises:
+            DataError: no picture can be read.
+        """
+        found: list[str | None] = embedder.captions_of_files(self._found[1], decoding)  # type: ignore[attr-defined]
+        unreadable = found.count(None)
+        if unreadable == len(found):
+            raise DataError(f"captions.images={self.images}: none of {len(found)} pictures can be read")
+        if unreadable and embedder.topology.is_main:
+            first = self._found[1][found.index(None)].path
+            logger.warning("%d of %d pictures are left out, the first is %s", unreadable, len(found), first)
         return found
 
     def likelihood(self, embedder: Embedder, references: References) -> None:
@@ -125,9 +135,7 @@ class CaptionsFromCoco:
     @cached_property
     def _found(self) -> tuple[References, list[ImageFile]]:
         if not self.images.is_dir():
-            raise ConfigError(
-                f"captions.images={self.images}: no such folder; name that of the pictures"
-            )
+            raise ConfigError(f"captions.images={self.images}: no such folder; name that of the pictures")
         written, files = self._content()
         captioned = [number for number in files if number in written]
         present = [number for number in captioned if (self.images / files[number]).is_file()]
@@ -175,7 +183,7 @@ class CaptionsFromCoco:
             found = (entry.get(number), entry.get(text)) if isinstance(entry, Mapping) else (None, None)
             if not isinstance(found[0], int | str) or not isinstance(found[1], str):
                 raise DataError(
-                    f"{self.annotations}: entry {place} of {part} needs {number}, a number, and {text}, a text"
+                    f"{self.annotations}: entry {place} of {part} needs a number {number} and a text {text}"
                 )
             pairs.append((found[0], found[1]))
         return pairs

@@ -1,6 +1,7 @@
 """Captions that a model writes, against captions that people wrote."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, ClassVar, get_args
 
@@ -15,6 +16,17 @@ from vlm.evaluation.evaluator import Result
 from vlm.evaluation.meteor import NoMeteorError, meteor
 from vlm.inference import Decoding, Embedder
 from vlm.schema import from_mapping
+
+
+@dataclass(frozen=True, slots=True)
+class _Compared:
+    """A caption that was written, and what people wrote; both as texts and as words."""
+
+    position: int
+    caption: str
+    references: list[str]
+    words: Words
+    wanted: list[Words]
 
 
 class Captioning:
@@ -55,16 +67,19 @@ class Captioning:
 
     def __call__(self, embedder: Embedder) -> Result:
         references = self.source.read()
-        captions = self.source.captions(embedder, self.decoding)
-        assert len(captions) == len(references.captions)
-        found = [self._words(caption) for caption in captions]
-        wanted = [[self._words(caption) for caption in own] for own in references.captions]
+        written = self.source.captions(embedder, self.decoding)
+        compared = [
+            _Compared(position, caption, own, self._words(caption), [self._words(text) for text in own])
+            for position, (caption, own) in enumerate(zip(written, references.captions, strict=True))
+            if caption is not None
+        ]
+        found, wanted = [row.words for row in compared], [row.wanted for row in compared]
         cider = cider_d(found, wanted)
-        metrics = _scores(found, wanted) | {"CIDEr": fmean(cider)}
+        metrics = _scores(found, wanted, cider)
         notes: dict[str, int | float | str] = {
             "num_references": sum(map(len, wanted)),
             "mean_reference_length": fmean(len(words) for own in wanted for words in own),
-            "num_missing": references.num_missing,
+            "num_missing": references.num_missing + len(written) - len(compared),
             "num_left_out": references.num_left_out,
         }
         measured = self._meteor(found, wanted, embedder)
@@ -75,13 +90,13 @@ class Captioning:
         likelihood = self.source.likelihood(embedder, references)
         if likelihood is not None:
             metrics["perplexity"] = _perplexity(likelihood)
-        examples = _examples(captions, references.captions, cider, wanted=self.num_examples)
+        examples = _extremes(compared, cider, wanted=self.num_examples)
         shown = sorted({example["position"] for part in examples.values() for example in part})
         return Result(
             task="captioning",
             metrics=metrics,
             chance={},
-            num_samples=len(captions),
+            num_samples=len(compared),
             details={"examples": examples, "pictures": shown, **self.source.shown(shown)},
             notes=notes,
         )
@@ -103,11 +118,14 @@ class Captioning:
         return measured
 
 
-def _scores(found: Sequence[Words], wanted: Sequence[Sequence[Words]]) -> dict[str, float]:
-    """What looks at words alone, each picture weighing the same."""
+def _scores(
+    found: Sequence[Words], wanted: Sequence[Sequence[Words]], cider: Sequence[float]
+) -> dict[str, float]:
+    """What is computed from the words alone."""
     return {
         **{f"Bleu_{order}": score for order, score in enumerate(bleu(found, wanted), start=1)},
         "ROUGE_L": fmean(map(rouge_l, found, wanted)),
+        "CIDEr": fmean(cider),
         "exact_match": fmean(words in own for words, own in zip(found, wanted, strict=True)),
         "mean_length": fmean(map(len, found)),
     }
@@ -118,22 +136,22 @@ def _perplexity(likelihood: Likelihood) -> float:
     return float(np.exp(nats.sum() / tokens.sum()))
 
 
-def _examples(
-    captions: Sequence[str], references: Sequence[Sequence[str]], cider: Sequence[float], *, wanted: int
+def _extremes(
+    compared: Sequence[_Compared], cider: Sequence[float], *, wanted: int
 ) -> dict[str, list[dict[str, Any]]]:
-    """The captions with the highest and the lowest scores."""
-    order = sorted(range(len(captions)), key=lambda position: -cider[position])
-    rest = order[wanted:]
-    chosen = {"best": order[:wanted], "worst": rest[max(0, len(rest) - wanted) :][::-1]}
+    """The captions with the highest and, of the others, the lowest scores."""
+    order = sorted(range(len(compared)), key=lambda row: -cider[row])
+    others = order[wanted:]
+    chosen = {"best": order[:wanted], "worst": others[max(0, len(others) - wanted) :][::-1]}
     return {
         kind: [
             {
-                "position": position,
-                "caption": captions[position],
-                "references": list(references[position]),
-                "score": cider[position],
+                "position": compared[row].position,
+                "caption": compared[row].caption,
+                "references": compared[row].references,
+                "score": cider[row],
             }
-            for position in positions
+            for row in rows
         ]
-        for kind, positions in chosen.items()
+        for kind, rows in chosen.items()
     }
