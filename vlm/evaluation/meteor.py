@@ -59,8 +59,11 @@ def _answers(folder: Path, lines: Sequence[str]) -> list[str]:
             input="".join(f"{line}\n" for line in lines),
             encoding="utf-8",
             capture_output=True,
-            check=True,
+            check=False,
         )
-    except (OSError, subprocess.CalledProcessError, UnicodeDecodeError) as error:
+    except (OSError, UnicodeError) as error:
         raise NoMeteorError(f"METEOR is left out: its program failed: {error}") from error
+    if done.returncode:
+        said = " ".join(done.stderr.split()[-30:])
+        raise NoMeteorError(f"METEOR is left out: its program failed with {done.returncode}: {said}")
     return done.stdout.splitlines()

@@ -1,11 +1,11 @@
 """How a text decoder writes a caption."""
 
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Any
 
 from vlm.errors import ConfigError
 
-Strategy = Literal["greedy", "beam", "nucleus"]
+STRATEGIES = ("greedy", "beam", "nucleus")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -16,7 +16,7 @@ class Decoding:
         ConfigError: a value is out of range; it names `decoding.<field>`.
     """
 
-    strategy: Strategy
+    strategy: str
     """The likeliest token, the likeliest caption of a beam search, or a draw among the likeliest tokens."""
     beams: int
     """Captions that a beam search follows; no other strategy reads it."""
@@ -30,10 +30,8 @@ class Decoding:
     """Of the draws."""
 
     def __post_init__(self) -> None:
-        if self.strategy not in get_args(Strategy):
-            raise ConfigError(
-                f"decoding.strategy={self.strategy} is not one of {', '.join(get_args(Strategy))}"
-            )
+        if self.strategy not in STRATEGIES:
+            raise ConfigError(f"decoding.strategy={self.strategy} is not one of {', '.join(STRATEGIES)}")
         _require_whole("beams", self.beams, least=1)
         _require_whole("seed", self.seed, least=0)
         if self.max_length is not None:
