@@ -110,13 +110,13 @@ class CaptionsFromCoco:
         """Raises `ConfigError`, `DataError`: no file or folder; another format; all pictures missing."""
         return self._found[0]
 
-    def captions(self, embedder: Embedder, decoding: Decoding) -> list[str | None]:
+    def captions(self, embedder: Embedder, decoding: Decoding) -> Sequence[str | None]:
         """One of each picture that has references, in the order of the file.
 
         Raises:
             DataError: no picture can be read.
         """
-        found: list[str | None] = embedder.captions_of_files(self._found[1], decoding)  # type: ignore[attr-defined]
+        found: Sequence[str | None] = embedder.captions_of_files(self._found[1], decoding)  # type: ignore[attr-defined]
         unreadable = found.count(None)
         if unreadable == len(found):
             raise DataError(f"captions.images={self.images}: none of {len(found)} pictures can be read")
