@@ -1,6 +1,8 @@
 """Evaluations on embeddings, and what is written about them."""
 
 from vlm.evaluation.caption_page import write_caption_page
+from vlm.evaluation.caption_sources import CaptionsFromCoco, CaptionsFromShards
+from vlm.evaluation.captioning import Captioning
 from vlm.evaluation.cases import CasesFromFiles, CasesFromShards
 from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, ClassesFromText
 from vlm.evaluation.clip_benchmark import clip_benchmark
@@ -15,6 +17,9 @@ from vlm.evaluation.retrieval import Retrieval
 from vlm.evaluation.zero_shot import ZeroShot
 
 __all__ = [
+    "Captioning",
+    "CaptionsFromCoco",
+    "CaptionsFromShards",
     "CasesFromFiles",
     "CasesFromShards",
     "ClassesFromJson",

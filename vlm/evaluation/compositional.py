@@ -77,6 +77,7 @@ class Compositional:
     """
 
     needs_text: ClassVar[bool] = True
+    needs_captions: ClassVar[bool] = False
 
     def __init__(
         self,

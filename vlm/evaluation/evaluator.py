@@ -17,8 +17,8 @@ class Result:
     """Numbers of one evaluation, and what a report shows of it."""
 
     task: str
-    """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval`, `image_caption_selection`
-    or `linear_probe`; and `knn` and `image_retrieval`, which it does not have."""
+    """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval`, `image_caption_selection`,
+    `captioning` or `linear_probe`; and `knn` and `image_retrieval`, which it does not have."""
     metrics: dict[str, float]
     chance: dict[str, float]
     """What guessing gets, for the metrics where that is known."""
@@ -27,8 +27,8 @@ class Result:
     """Examples for the report, as plain data. A picture is its position in the data set `details["shards"]`,
     or a key of `details["files"]`, whose values are image files; `details["pictures"]` lists all that are
     used."""
-    notes: Mapping[str, int | float] = field(default_factory=dict)
-    """Numbers that are no scores but belong to them, such as the weight that a sweep chose."""
+    notes: Mapping[str, int | float | str] = field(default_factory=dict)
+    """What is no score but belongs to them, such as the weight that a sweep chose."""
     text_only: Mapping[str, float] = field(default_factory=dict)
     """What a reader of the captions alone gets, for the metrics where that can be said."""
 
@@ -42,6 +42,8 @@ class Evaluator(Protocol):
 
     needs_text: ClassVar[bool]
     """Whether it compares images with texts, which takes a model of both."""
+    needs_captions: ClassVar[bool]
+    """Whether the model writes captions, which takes a text decoder."""
 
     def __call__(self, embedder: Embedder) -> Result: ...
 
@@ -54,8 +56,8 @@ class Evaluator(Protocol):
         ...
 
 
-def check_text(evaluators: Mapping[str, Evaluator], *, has_text: bool) -> None:
-    """Check that a model without a text tower is not asked about texts.
+def check_text(evaluators: Mapping[str, Evaluator], *, has_text: bool, has_text_decoder: bool) -> None:
+    """Check that a model is not asked about texts without a text tower, nor for captions without a decoder.
 
     Raises:
         ConfigError: naming who asks.
@@ -65,6 +67,12 @@ def check_text(evaluators: Mapping[str, Evaluator], *, has_text: bool) -> None:
         raise ConfigError(
             f"suite: {', '.join(asking)} compare images with texts, but the model has no text tower "
             "(model.text=null); suite=vision does without"
+        )
+    asking = [name for name, evaluator in evaluators.items() if evaluator.needs_captions]
+    if asking and not has_text_decoder:
+        raise ConfigError(
+            f"suite: {', '.join(asking)} take captions that the model writes, but it has no text decoder "
+            "(model.text_decoder=null); train one with objective=coca, or name another suite"
         )
 
 

@@ -76,6 +76,7 @@ class ImageRetrieval:
     """
 
     needs_text: ClassVar[bool] = False
+    needs_captions: ClassVar[bool] = False
 
     def __init__(
         self, query: Patterns, gallery: Patterns | None, *, label: str, recall_at: Sequence[int]

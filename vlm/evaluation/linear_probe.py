@@ -57,6 +57,7 @@ class LinearProbe:
     """
 
     needs_text: ClassVar[bool] = False
+    needs_captions: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -57,6 +57,7 @@ class NearestNeighbours:
     """
 
     needs_text: ClassVar[bool] = False
+    needs_captions: ClassVar[bool] = False
 
     def __init__(self, train: Patterns, test: Patterns, *, label: str, k: int, temperature: float) -> None:
         if k < 1:

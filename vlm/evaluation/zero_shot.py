@@ -36,6 +36,7 @@ class ZeroShot:
     """
 
     needs_text: ClassVar[bool] = True
+    needs_captions: ClassVar[bool] = False
 
     def __init__(
         self,

@@ -290,7 +290,11 @@ def _prepare(run: Run) -> Path | None:
     else:
         tokenizer = _new_tokenizer(run, data, init)
     run.objective.check_classes(data.num_classes)
-    check_text(run.evaluators, has_text=run.model.text is not None)
+    check_text(
+        run.evaluators,
+        has_text=run.model.text is not None,
+        has_text_decoder=run.model.text_decoder is not None,
+    )
     for evaluator in run.evaluators.values():
         evaluator.check()
     spec = _spec(run, tokenizer, start, init)
