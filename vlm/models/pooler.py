@@ -19,15 +19,13 @@ class Queries(nn.Module):
         self.attn = CrossAttention(width=width, memory_width=memory_width, heads=heads)
         self.ln_post = nn.LayerNorm(width)
 
-    def forward(self, memory: Float[Tensor, "b n e"]) -> Float[Tensor, "b q d"]:
-        query = self.ln_q(self.query).expand(len(memory), -1, -1)
-        return self.ln_post(self.attn(query, self.ln_k(memory)))  # type: ignore[no-any-return]
-
-    def of_each(self, memory: Float[Tensor, "b n e"]) -> Float[Tensor, "b n d"]:
-        """What any query gives for a memory of one token, for each of these tokens."""
+    def forward(self, memory: Float[Tensor, "b n e"], *, each: bool = False) -> Float[Tensor, "b m d"]:
+        """The mixtures; with `each`, of every token what any query makes of a memory of it alone."""
         b, n, e = memory.shape
-        query = self.ln_q(self.query[:1]).expand(b * n, -1, -1)
-        mixed = self.attn(query, self.ln_k(memory).reshape(b * n, 1, e))
+        keys, query = self.ln_k(memory), self.ln_q(self.query)
+        if not each:
+            return self.ln_post(self.attn(query.expand(b, -1, -1), keys))  # type: ignore[no-any-return]
+        mixed = self.attn(query[:1].expand(b * n, -1, -1), keys.reshape(b * n, 1, e))
         return self.ln_post(mixed).view(b, n, -1)  # type: ignore[no-any-return]
 
 
@@ -58,11 +56,11 @@ class ImagePooler(nn.Module):
     def each_pooled(self, patches: Float[Tensor, "b n e"]) -> Float[Tensor, "b n d"]:
         """The vector of an image that would be this patch alone."""
         if self.kind == "shared":
-            return self.captions.of_each(patches)
+            return self.captions(patches, each=True)  # type: ignore[no-any-return]
         assert self.contrast is not None
         if self.kind == "parallel":
-            return self.contrast.of_each(patches)
-        return self.contrast.of_each(self.captions.of_each(patches))
+            return self.contrast(patches, each=True)  # type: ignore[no-any-return]
+        return self.contrast(self.captions(patches, each=True), each=True)  # type: ignore[no-any-return]
 
     def _contrast(self, tokens: Tensor) -> Tensor:
         assert self.contrast is not None

@@ -57,7 +57,7 @@ def plan(run: Run) -> str:
     memory = _memory(run, parameters, world_size) | {"activations": _activations(run, towers, rows)}
     received = _parameter_traffic(run.trainer, parameters, world_size, parts=-(-pairs // rows))
     traffic = {"gradients and weights": received}
-    flops = {f"{name} tower": 3 * tower.forward_flops for name, tower in towers.items()}
+    flops = {_named(name): 3 * tower.forward_flops for name, tower in towers.items()}
     if run.objective.needs_teacher:
         flops |= {"teacher": sum(tower.forward_flops for tower in towers.values())}
     if again := _flops_again(towers, in_parts=rows < pairs):
@@ -69,7 +69,7 @@ def plan(run: Run) -> str:
         traffic |= {"loss": loss.traffic_bytes}
         flops |= {"loss": loss.flops // pairs}
     said = f"{1 + negatives} texts a pair" if negatives else "texts"
-    counts = {name: tower.parameters for name, tower in towers.items()}
+    counts = {name.replace("_", " "): tower.parameters for name, tower in towers.items()}
     return "\n".join(
         [
             f"{run.data.global_batch_size} pairs a step on {world_size} ranks, {pairs} on each, towers see "
@@ -95,6 +95,10 @@ def planned_spec(run: Run) -> ModelSpec:
     else:
         tokenizer = run.tokenizer.build(lambda limit: ())
     return run.model.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+
+
+def _named(part: str) -> str:
+    return part.replace("_", " ") if part.endswith("decoder") else f"{part} tower"
 
 
 def _memory(run: Run, parameters: int, world_size: int) -> dict[str, int]:
