@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 from fake_embedder import GREEDY, FakeWriter
+from generative import mapping_of
 from gloo import run_gloo
 from PIL import Image
 from tiny import CHINESE, COLOURS, write_tiny_shards
@@ -19,7 +20,7 @@ from vlm.evaluation import (
     Result,
     Retrieval,
     captioning,
-    check_text,
+    check_parts,
 )
 from vlm.evaluation.meteor import NoMeteorError
 
@@ -254,7 +255,8 @@ def test_a_model_without_a_decoder_is_not_asked_for_captions() -> None:
         "search": Retrieval("x.tar", "txt", relevance=None),
         "written": Captioning(source, decoding=GREEDY, language="en", num_examples=1),
     }
-    check_text(suite, has_text=True, has_text_decoder=True)
+    check_parts(suite, ModelSpec.from_mapping(mapping_of()))
+    without = ModelSpec.from_mapping(mapping_of(text_decoder=None))
     with pytest.raises(ConfigError, match=r"^suite: written take captions .* no text decoder"):
-        check_text(suite, has_text=True, has_text_decoder=False)
-    check_text({"search": suite["search"]}, has_text=True, has_text_decoder=False)
+        check_parts(suite, without)
+    check_parts({"search": suite["search"]}, without)

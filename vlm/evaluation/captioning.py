@@ -47,8 +47,7 @@ class Captioning:
         ConfigError: a value is out of range.
     """
 
-    needs_text: ClassVar[bool] = True
-    needs_captions: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"text", "text_decoder"})
 
     def __init__(
         self, captions: CaptionSource, *, decoding: Mapping[str, Any], language: str, num_examples: int

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from vlm.data import open_shards, read_records
 from vlm.errors import ConfigError, DataError
 from vlm.inference import Embedder
+from vlm.models import ModelSpec
 
 Patterns = str | Sequence[str]
 """Of shards, as `data.train.shards` takes them."""
@@ -40,10 +41,8 @@ class Evaluator(Protocol):
     It runs on every rank and returns the same on every rank.
     """
 
-    needs_text: ClassVar[bool]
-    """Whether it compares images with texts, which takes a model of both."""
-    needs_captions: ClassVar[bool]
-    """Whether the model writes captions, which takes a text decoder."""
+    needs: ClassVar[frozenset[str]]
+    """Parts that a model must have, by their keys: `text`, `text_decoder`, `image_decoder`."""
 
     def __call__(self, embedder: Embedder) -> Result: ...
 
@@ -56,24 +55,32 @@ class Evaluator(Protocol):
         ...
 
 
-def check_text(evaluators: Mapping[str, Evaluator], *, has_text: bool, has_text_decoder: bool) -> None:
-    """Check that a model is not asked about texts without a text tower, nor for captions without a decoder.
+_WITHOUT = {
+    "text": (
+        "compare images with texts, but the model has no text tower (model.text=null); suite=vision does "
+        "without"
+    ),
+    "text_decoder": (
+        "take captions that the model writes, but it has no text decoder (model.text_decoder=null); train "
+        "one with objective=coca, or name another suite"
+    ),
+    "image_decoder": (
+        "rebuild images, but the model has no image decoder (model.image_decoder=null); train one with "
+        "objective=sycoca, or name another suite"
+    ),
+}
+
+
+def check_parts(evaluators: Mapping[str, Evaluator], spec: ModelSpec) -> None:
+    """Check that a model has the parts that it is asked about.
 
     Raises:
         ConfigError: naming who asks.
     """
-    asking = [name for name, evaluator in evaluators.items() if evaluator.needs_text]
-    if asking and not has_text:
-        raise ConfigError(
-            f"suite: {', '.join(asking)} compare images with texts, but the model has no text tower "
-            "(model.text=null); suite=vision does without"
-        )
-    asking = [name for name, evaluator in evaluators.items() if evaluator.needs_captions]
-    if asking and not has_text_decoder:
-        raise ConfigError(
-            f"suite: {', '.join(asking)} take captions that the model writes, but it has no text decoder "
-            "(model.text_decoder=null); train one with objective=coca, or name another suite"
-        )
+    for part, message in _WITHOUT.items():
+        asking = [name for name, evaluator in evaluators.items() if part in evaluator.needs]
+        if asking and getattr(spec, part) is None:
+            raise ConfigError(f"suite: {', '.join(asking)} {message}")
 
 
 def run_suite(evaluators: Mapping[str, Evaluator], embedder: Embedder) -> dict[str, Result]:

@@ -29,8 +29,7 @@ class Retrieval:
             a caption belongs to its own image alone.
     """
 
-    needs_text: ClassVar[bool] = True
-    needs_captions: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
     def __init__(
         self, shards: str | Sequence[str], captions: str | Sequence[str], *, relevance: str | None

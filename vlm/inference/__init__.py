@@ -24,6 +24,7 @@ from vlm.inference.decoding import Decoding
 from vlm.inference.embed import CaptionLine, Embedder, ImageEmbeddings
 from vlm.inference.interpolate import Line, interpolate
 from vlm.inference.load import Loaded, load
+from vlm.inference.rebuild import Rebuilt
 
 __all__ = [
     "CONFIG",
@@ -38,6 +39,7 @@ __all__ = [
     "ImageEmbeddings",
     "Line",
     "Loaded",
+    "Rebuilt",
     "check_buildable",
     "checkpoints_of",
     "interpolate",

@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -18,6 +18,7 @@ from vlm.distributed import Topology, gather_objects, mean_over_ranks
 from vlm.errors import ConfigError
 from vlm.inference.decoding import Decoding
 from vlm.inference.load import Loaded
+from vlm.inference.rebuild import Rebuilder, Rebuilt
 from vlm.inference.writer import Writer
 from vlm.models import DualEncoder
 
@@ -193,6 +194,37 @@ class Embedder:
         found = self._each(loader, costs, "weighing captions", shard_set.num_samples)
         pairs = [pair for row in found for pair in row]
         return np.array([cost for cost, _ in pairs], np.float64), np.array([n for _, n in pairs], np.int64)
+
+    def rebuilt(
+        self,
+        shards: str | Sequence[str],
+        texts: Sequence[str],
+        others: Sequence[str],
+        *,
+        share: float,
+        normalise: bool,
+        shown: Container[int],
+    ) -> list[Rebuilt]:
+        """What is rebuilt of each picture of a data set, under its text and under another.
+
+        Args:
+            share: of the patches, those that the text is about most, which are hidden.
+            normalise: whether the model rebuilds patches up to their brightness and contrast.
+            shown: numbers of the pictures that are given out as pictures.
+
+        Raises:
+            ConfigError: the model has no image decoder.
+        """
+        rebuilder = Rebuilder(self.loaded, share=share, normalise=normalise)
+
+        def compute(model: DualEncoder, images: Tensor, rows: Tensor) -> list[Rebuilt]:
+            numbers = rows.tolist() or [0]
+            own, other = ([given[row] for row in numbers] for given in (texts, others))
+            return rebuilder(images, own, other, shown=[row in shown for row in numbers])
+
+        shard_set = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
+        loader = eval_loader(shard_set, **self._loading)
+        return self._each(loader, compute, "rebuilding pictures", shard_set.num_samples)
 
     def _finished(self, own: bool) -> bool:
         """Whether all ranks are: those that share a model's weights stop together."""

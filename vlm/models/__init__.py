@@ -4,6 +4,7 @@ from vlm.models.blocks import blocks_of, recompute, wrap_forward
 from vlm.models.cache import Cache
 from vlm.models.class_centres import ClassCentres
 from vlm.models.cost import TowerCost, tower_costs, tower_flops
+from vlm.models.decoders import patchify, unpatchify
 from vlm.models.dual_encoder import ENTRANCES, DualEncoder, build_model, described, try_pretrained
 from vlm.models.spec import (
     Activation,
@@ -31,9 +32,11 @@ __all__ = [
     "blocks_of",
     "build_model",
     "described",
+    "patchify",
     "recompute",
     "tower_costs",
     "tower_flops",
     "try_pretrained",
+    "unpatchify",
     "wrap_forward",
 ]

@@ -15,7 +15,7 @@ from vlm.data import TrainSet
 from vlm.data.tokenizers import Tokenizer
 from vlm.distributed import ControlGroup, Topology
 from vlm.errors import ConfigError
-from vlm.evaluation import check_text
+from vlm.evaluation import check_parts
 from vlm.files import remove_drafts, replacing, writing
 from vlm.inference import (
     TOKENIZER,
@@ -290,11 +290,7 @@ def _prepare(run: Run) -> Path | None:
     else:
         tokenizer = _new_tokenizer(run, data, init)
     run.objective.check_classes(data.num_classes)
-    check_text(
-        run.evaluators,
-        has_text=run.model.text is not None,
-        has_text_decoder=run.model.text_decoder is not None,
-    )
+    check_parts(run.evaluators, run.model)
     for evaluator in run.evaluators.values():
         evaluator.check()
     spec = _spec(run, tokenizer, start, init)
