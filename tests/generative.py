@@ -3,9 +3,12 @@
 from typing import Any
 
 import torch
+from tiny import tiny_tokenizer
 from tiny_model import EOT, VOCAB, tiny_mapping
 from torch import Tensor
 
+from vlm.data import Preprocess
+from vlm.inference import Loaded
 from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import CocaObjective, SycocaObjective
 
@@ -80,3 +83,16 @@ def batch(rows: int = ROWS, *, seed: int = 3, wordless: bool = True) -> dict[str
         "text": text,
         "caption_id": torch.arange(rows),
     }
+
+
+def writer() -> Loaded:
+    """A model with both decoders, random weights and a tokenizer."""
+    tokenizer, mapping = tiny_tokenizer(), mapping_of("vit_avg")
+    mapping["text"] |= {"context_length": 16, "vocab_size": None, "eot_id": None}
+    spec = ModelSpec.from_mapping(mapping)
+    spec = spec.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+    torch.manual_seed(0)
+    preprocess = Preprocess(
+        image_size=16, background=(255, 255, 255), resize_mode="squash", interpolation="bilinear"
+    )
+    return Loaded(build_model(spec).eval(), preprocess, tokenizer)

@@ -3,28 +3,14 @@
 import numpy as np
 import pytest
 import torch
-from generative import mapping_of
-from tiny import tiny_loaded, tiny_tokenizer
+from generative import writer
+from tiny import tiny_loaded
 
-from vlm.data import Preprocess
 from vlm.errors import ConfigError
-from vlm.inference import Loaded
 from vlm.inference.rebuild import Rebuilder
-from vlm.models import ModelSpec, build_model, patchify, unpatchify
+from vlm.models import patchify, unpatchify
 
 CAPTIONS = ["a red square", "a blue square", "a grey square", "蓝色的正方形"]
-
-
-def loaded() -> Loaded:
-    tokenizer, mapping = tiny_tokenizer(), mapping_of("vit_avg")
-    mapping["text"] |= {"context_length": 16, "vocab_size": None, "eot_id": None}
-    spec = ModelSpec.from_mapping(mapping)
-    spec = spec.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
-    torch.manual_seed(0)
-    preprocess = Preprocess(
-        image_size=16, background=(255, 255, 255), resize_mode="squash", interpolation="bilinear"
-    )
-    return Loaded(build_model(spec).eval(), preprocess, tokenizer)
 
 
 def images() -> torch.Tensor:
@@ -41,8 +27,7 @@ def test_patches_come_back_as_the_image() -> None:
 
 
 def test_the_pictures_differ_where_patches_were_hidden_and_errors_are_theirs() -> None:
-    model = loaded()
-    rebuilder = Rebuilder(model, share=0.5, normalise=False)
+    rebuilder = Rebuilder(writer(), share=0.5, normalise=False)
     found = rebuilder(images(), CAPTIONS, CAPTIONS[::-1], shown=[True, False, True, False])
     assert [one.pictures is None for one in found] == [False, True, False, True]
     std = np.array([0.2, 0.25, 0.3])
@@ -63,7 +48,7 @@ def test_the_pictures_differ_where_patches_were_hidden_and_errors_are_theirs() -
 
 
 def test_the_same_text_twice_has_the_same_error() -> None:
-    found = Rebuilder(loaded(), share=0.5, normalise=True)(images(), CAPTIONS, CAPTIONS, shown=[False] * 4)
+    found = Rebuilder(writer(), share=0.5, normalise=True)(images(), CAPTIONS, CAPTIONS, shown=[False] * 4)
     assert all(one.error == one.error_under_other for one in found)
 
 

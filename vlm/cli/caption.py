@@ -39,7 +39,7 @@ def main(config: DictConfig) -> None:
             return
         lines = read_captions(out)
         if page is not None:
-            write_caption_page(Path(page), source, lines, title=str(values["run"]))
+            write_caption_page(Path(page), source, lines, title=Path(values["run"]).resolve().name)
     for line in [line for line in lines if line.caption is not None][:_SHOWN]:
         print(f"{line.key}: {line.caption}")
     before = f", {done.before} lines were there" if done.before else ""
