@@ -11,6 +11,8 @@ from vlm.models.spec import (
     CausalTextSpec,
     ImageTowerSpec,
     ModelSpec,
+    PoolerSpec,
+    TextDecoderSpec,
     TextTowerSpec,
     TransformersTextSpec,
 )
@@ -25,6 +27,8 @@ __all__ = [
     "DualEncoder",
     "ImageTowerSpec",
     "ModelSpec",
+    "PoolerSpec",
+    "TextDecoderSpec",
     "TextTowerSpec",
     "TowerCost",
     "TransformersTextSpec",
