@@ -12,6 +12,8 @@ from vlm.models.spec import (
     CausalTextSpec,
     ImageTowerSpec,
     ModelSpec,
+    PoolerSpec,
+    TextDecoderSpec,
     TextTowerSpec,
     TransformersTextSpec,
 )
@@ -26,6 +28,8 @@ __all__ = [
     "DualEncoder",
     "ImageTowerSpec",
     "ModelSpec",
+    "PoolerSpec",
+    "TextDecoderSpec",
     "TextTowerSpec",
     "TowerCost",
     "TransformersTextSpec",

@@ -84,26 +84,30 @@ class CrossAttention(nn.Module):
         x: Float[Tensor, "b l d"],
         memory: Float[Tensor, "b m e"],
         *,
+        norm: nn.Module | None = None,
         mask: Bool[Tensor, "b m"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "b l d"]:
         """Mix what stands in the memory into each position.
 
         Args:
+            norm: of the memory; where it stays the same, its norm is not computed again either.
             mask: which places of the memory count; None: all.
             cache: keeps what is computed of a memory that stays the same.
         """
         b, l, d = x.shape  # noqa: E741
         q = self.q_proj(x).view(b, l, self.heads, d // self.heads).transpose(1, 2)
         if cache is None:
-            k, v = self._read(memory)
+            k, v = self._read(memory, norm)
         else:
-            k, v = cache.remember(self, lambda: self._read(memory))
+            k, v = cache.remember(self, lambda: self._read(memory, norm))
         there = None if mask is None else mask[:, None, None]
         mixed = F.scaled_dot_product_attention(q, k, v, attn_mask=there)
         return self.out_proj(mixed.transpose(1, 2).reshape(b, l, d))  # type: ignore[no-any-return]
 
-    def _read(self, memory: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, memory: Tensor, norm: nn.Module | None) -> tuple[Tensor, Tensor]:
+        if norm is not None:
+            memory = norm(memory)
         b, m, _ = memory.shape
         k, v = self.kv_proj(memory).view(b, m, 2, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
         return k, v
@@ -162,7 +166,7 @@ class CrossBlock(nn.Module):
         mask: Bool[Tensor, "b m"] | None = None,
         cache: Cache | None = None,
     ) -> Float[Tensor, "b l d"]:
-        x = x + self.attn(self.ln_1(x), self.ln_1_kv(memory), mask=mask, cache=cache)
+        x = x + self.attn(self.ln_1(x), memory, norm=self.ln_1_kv, mask=mask, cache=cache)
         return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
 
 
