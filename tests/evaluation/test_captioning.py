@@ -23,6 +23,7 @@ from vlm.evaluation import (
     check_parts,
 )
 from vlm.evaluation.meteor import NoMeteorError
+from vlm.models import ModelSpec
 
 NAMES = list(COLOURS)
 
