@@ -1,14 +1,26 @@
 """An embedder whose vectors are written down, for tests of what is made of them."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from vlm.data import ImageFile
 from vlm.distributed import Topology
-from vlm.inference import Embedder, ImageEmbeddings
+from vlm.inference import Decoding, Embedder, ImageEmbeddings
+
+GREEDY: dict[str, Any] = {
+    "strategy": "greedy",
+    "beams": 1,
+    "top_p": 1.0,
+    "temperature": 1.0,
+    "max_length": None,
+    "seed": 0,
+}
+"""The fields of `Decoding`."""
 
 
 class FakeEmbedder(Embedder):
@@ -53,3 +65,30 @@ class FakeSets(Embedder):
     def images(self, shards: str | Sequence[str]) -> ImageEmbeddings:
         assert isinstance(shards, str)
         return self.sets[shards]
+
+
+class WritesCaptions(Embedder):
+    """Captions that are written down, None for a picture that cannot be read."""
+
+    written: Sequence[str | None]
+
+    def captions(self, shards: Sequence[str], decoding: Decoding) -> list[str]:
+        return [caption or "" for caption in self.written]
+
+    def captions_of_files(self, files: Sequence[ImageFile], decoding: Decoding) -> list[str | None]:
+        """The written captions for files named by their number, such as `0.png`."""
+        return [self.written[int(Path(file.path).stem)] for file in files]
+
+    def caption_likelihood(
+        self, shards: Sequence[str], texts: Sequence[Sequence[str]]
+    ) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+        """Every character is a token, and costs log 3 in the first caption of a picture, else log 2."""
+        pairs = [(text, 2 + (place == 0)) for own in texts for place, text in enumerate(own)]
+        nats = [len(text) * math.log(choices) for text, choices in pairs]
+        return np.array(nats), np.array([len(text) for text, _ in pairs])
+
+
+class FakeWriter(WritesCaptions):
+    def __init__(self, *written: str | None) -> None:
+        self.topology = Topology.current()
+        self.written = written

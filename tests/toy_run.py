@@ -18,6 +18,17 @@ TINY_IMAGE = [
 ]
 TINY_TEXT = ["model.text.width=24", "model.text.layers=1", "model.text.heads=3", "tokenizer.vocab_size=400"]
 TINY_MODEL = [*TINY_IMAGE, *TINY_TEXT]
+TINY_PATCHES = [
+    "model.embed_dim=16",
+    "++model.image.name=vit_tiny_patch16_224",
+    "++model.image.image_size=32",
+    "++model.image.options={patch_size:8,embed_dim:16,depth:1,num_heads:2}",
+    "model.text_decoder.layers=1",
+    "model.text_decoder.heads=3",
+]
+"""Of a model with a text decoder."""
+TINY_IMAGE_DECODER = [f"model.image_decoder.{name}" for name in ("width=12", "layers=1", "heads=2")]
+TINY_POOLER = ["model.image_pooler.queries=4", "model.image_pooler.heads=2"]
 SIZES = {"num_train": 200, "num_test": 24, "num_held_out": 24, "num_choice": 24}
 
 
@@ -29,13 +40,20 @@ def make_toy(folder: Path) -> Path:
 
 def tiny_overrides(folder: Path, *overrides: str) -> list[str]:
     """`experiment=toy` at a size that takes seconds."""
-    return ["experiment=toy", *_tiny(folder, *TINY_TEXT, *overrides)]
+    return ["experiment=toy", *_tiny(folder, *TINY_IMAGE, *TINY_TEXT, *overrides)]
+
+
+def tiny_captions(folder: Path, *overrides: str, experiment: str = "sycoca_toy") -> list[str]:
+    """A recipe with decoders at such a size."""
+    parts = TINY_IMAGE_DECODER if experiment.startswith("sycoca") else []
+    parts = [*parts, *(TINY_POOLER if "vit_b32" in experiment else [])]
+    return [f"experiment={experiment}", *_tiny(folder, *TINY_PATCHES, *parts, *TINY_TEXT, *overrides)]
 
 
 def tiny_images(folder: Path, *overrides: str) -> list[str]:
     """`experiment=mvt_toy` at such a size, with the classes of scenes instead of clusters."""
     classes = ["data.train.labels=cls", "data.train.labels_per_sample=null", "objective.num_classes=256"]
-    return ["experiment=mvt_toy", *_tiny(folder, *classes, *overrides)]
+    return ["experiment=mvt_toy", *_tiny(folder, *TINY_IMAGE, *classes, *overrides)]
 
 
 def _tiny(folder: Path, *overrides: str) -> list[str]:
@@ -45,7 +63,6 @@ def _tiny(folder: Path, *overrides: str) -> list[str]:
         *(f"make_data.{name}={count}" for name, count in SIZES.items()),
         "make_data.image_size=32",
         "make_data.seed=0",
-        *TINY_IMAGE,
         "data.global_batch_size=32",
         "data.streams_per_group=4",
         "data.stream_groups=2",

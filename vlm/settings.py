@@ -170,6 +170,22 @@ class NegativesSettings:
     workers: int | None = None
 
 
+@dataclass
+class CaptionSettings:
+    """Root keys of `vlm caption`."""
+
+    run: str = MISSING
+    weights: str = MISSING
+    images: Any = MISSING
+    out: str = MISSING
+    report: str | None = None
+    decoding: Any = MISSING
+    device: str = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    bf16: bool = MISSING
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
     store = ConfigStore.instance()
@@ -177,6 +193,7 @@ def register_schemas() -> None:
     store.store(name="evaluate_schema", node=EvaluateSettings)
     store.store(name="interpolate_schema", node=InterpolateSettings)
     store.store(name="embed_schema", node=EmbedSettings)
+    store.store(name="caption_schema", node=CaptionSettings)
     store.store(name="cluster_schema", node=ClusterSettings)
     store.store(name="negatives_schema", node=NegativesSettings)
 

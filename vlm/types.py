@@ -2,7 +2,7 @@
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import NamedTuple, Protocol, TypedDict, runtime_checkable
 
 from jaxtyping import Bool, Float, Int64, UInt8
 from torch import Tensor, nn
@@ -53,6 +53,33 @@ class StepOutput:
         return sum(parts[1:], start=parts[0])
 
 
+class ImageStates(NamedTuple):
+    """What a model makes of images."""
+
+    vector: Float[Tensor, "b d"]
+    """Unit vectors."""
+    prefix: Float[Tensor, "b p e"]
+    """Tokens that stand for no place; p may be 0."""
+    patches: Float[Tensor, "b n e"]
+    memory: Float[Tensor, "b m f"]
+    """What captions are read from: the patches, or mixtures of all tokens."""
+    each: Float[Tensor, "b n d"]
+    """Unit vectors of images that would be one patch alone, without gradient."""
+
+
+class TextStates(NamedTuple):
+    """What a model makes of texts."""
+
+    vector: Float[Tensor, "b d"]
+    """Unit vectors."""
+    states: Float[Tensor, "b l e"]
+    """Of each token, knowing those before it alone."""
+    mask: Bool[Tensor, "b l"]
+    """True up to and including the end of text."""
+    each: Float[Tensor, "b l d"]
+    """Unit vectors of texts that would end at this token, without gradient."""
+
+
 @runtime_checkable
 class ContrastiveModel(Protocol):
     """What an objective may ask of a model."""
@@ -63,3 +90,35 @@ class ContrastiveModel(Protocol):
     def encode_image(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]: ...
 
     def encode_text(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]: ...
+
+
+@runtime_checkable
+class GenerativeModel(ContrastiveModel, Protocol):
+    """What an objective may ask of a model with decoders."""
+
+    def image_states(self, image: UInt8[Tensor, "b 3 h w"]) -> ImageStates: ...
+
+    def visible_patches(
+        self, image: UInt8[Tensor, "b 3 h w"], keep: Int64[Tensor, "b k"]
+    ) -> Float[Tensor, "b k e"]: ...
+
+    def text_states(self, text: Int64[Tensor, "b l"]) -> TextStates: ...
+
+    def caption_logits(
+        self, image: ImageStates, text: TextStates, keep: Int64[Tensor, "b k"] | None = None
+    ) -> Float[Tensor, "b l v"]: ...
+
+    def reconstruct(
+        self,
+        visible: Float[Tensor, "b k e"],
+        places: Int64[Tensor, "b k"],
+        hidden: Int64[Tensor, "b h"],
+        text: TextStates,
+    ) -> Float[Tensor, "b h p"]: ...
+
+    def patch_pixels(self, image: UInt8[Tensor, "b 3 h w"]) -> Float[Tensor, "b n p"]: ...
+
+
+def rows_at(rows: Float[Tensor, "b n e"], places: Int64[Tensor, "b k"]) -> Float[Tensor, "b k e"]:
+    """Of each sample the rows at these places."""
+    return rows.gather(1, places[..., None].expand(-1, -1, rows.shape[2]))

@@ -1,9 +1,10 @@
+from functools import partial
 from pathlib import Path
 
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
-from toy_run import composed, tiny_images, tiny_overrides
+from toy_run import composed, tiny_captions, tiny_images, tiny_overrides
 
 from vlm.cli.train import train_from
 from vlm.settings import build, build_evaluators, build_loggers, config_dir, register_schemas
@@ -63,9 +64,10 @@ def test_every_suite_composes_for_evaluate(suite: str) -> None:
 def take_steps(experiment: str, toy: Path, *overrides: str) -> Path:
     """A run of the recipe with everything made small."""
     is_of_images = experiment.startswith("mvt_")
-    tiny = (tiny_images if is_of_images else tiny_overrides)(
-        toy, f"run.name={experiment}", "suite=none", "trainer.max_steps=3", *overrides
-    )
+    tiny = tiny_images if is_of_images else tiny_overrides
+    if "coca" in experiment.partition("_")[0]:
+        tiny = partial(tiny_captions, experiment=experiment)
+    tiny = tiny(toy, f"run.name={experiment}", "suite=none", "trainer.max_steps=3", *overrides)
     captions = "null" if is_of_images else "txt"
     shards = [
         f"data.train.shards={toy}/data/toy/train/*.tar",

@@ -29,7 +29,17 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["vlm.cli.main", "evaluate", "run=nowhere"], "nowhere"),
         (["vlm.cli.main", "evaluate", "run=x", "suit=toy"], "suit"),
         (["vlm.cli.main", "evaluate", "run=x", "suite=zero_shot"], "suite.root"),
-        (["vlm.cli.train", "experiment=toy", "suite=null"], "use compositional, emoji, none, retrieval"),
+        (
+            ["vlm.cli.train", "experiment=toy", "suite=null"],
+            "use captioning, coca_toy, compositional, emoji, none",
+        ),
+        (
+            [
+                *("vlm.cli.train", "experiment=toy", "suite=captioning", "suite.root=x"),
+                "suite.evaluators.captioning.decoding.beams=two",
+            ],
+            "decoding.beams=two must be a whole number from 1 on",
+        ),
         (["vlm.cli.main", "embed", "data=x.tar", "out=x"], "set either run="),
         (["vlm.cli.main", "embed", "run=nowhere", "data=x.tar", "out=x"], "nowhere"),
         (["vlm.cli.main", "embed", "run=x", "data=x.tar"], "no value for out"),

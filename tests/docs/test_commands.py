@@ -45,6 +45,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/virtual_classes.md": {"bash": 8, "python": 1, "output": 2},
     "docs/guides/hard_negatives.md": {"bash": 3, "python": 1, "output": 2},
     "docs/guides/interpolating.md": {"bash": 6},
+    "docs/guides/captions.md": {"bash": 6, "python": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
     "docs/reference/damaged_input.md": {},
@@ -57,6 +58,7 @@ LONG_PAGES = (
     "docs/guides/virtual_classes.md",
     "docs/guides/hard_negatives.md",
     "docs/guides/interpolating.md",
+    "docs/guides/captions.md",
 )
 ENTRIES: dict[str, Callable[[], None]] = {"train": train_command.main, "vlm": vlm_command.main}
 MODULES = {"train": "vlm.cli.train", "vlm": "vlm.cli.main", "torchrun": "torch.distributed.run"}

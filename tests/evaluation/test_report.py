@@ -1,12 +1,18 @@
 import json
 from html.parser import HTMLParser
 from pathlib import Path
+from typing import Any
 
 import pytest
+from fake_embedder import GREEDY, WritesCaptions
 from tiny import save_tiny, write_tiny_cases, write_tiny_shards
 
+from vlm.charts import number
 from vlm.distributed import Topology
 from vlm.evaluation import (
+    Captioning,
+    CaptionsFromCoco,
+    CaptionsFromShards,
     CasesFromFiles,
     CasesFromShards,
     ClassesFromShards,
@@ -22,9 +28,25 @@ from vlm.evaluation import (
     write_results,
 )
 from vlm.evaluation.report import percent
-from vlm.inference import Embedder, load
+from vlm.inference import load
 
 VOID = {"meta", "img", "br", "link", "line", "polyline"}
+
+
+class Writer(WritesCaptions):
+    """An embedder that also writes captions, some of which a page has to escape."""
+
+    written = ("a <red> square", "a green square", *["a blue square"] * 6, "")
+
+
+def captions_of_files(folder: Path) -> CaptionsFromCoco:
+    """The first of the pictures of `write_tiny_cases`, with a Chinese and an English caption."""
+    content = {
+        "images": [{"id": 0, "file_name": "squares/0.png"}],
+        "annotations": [{"image_id": 0, "caption": text} for text in ("红色的方块", "a red <square>")],
+    }
+    (folder / "captions.json").write_text(json.dumps(content), encoding="utf-8")
+    return CaptionsFromCoco(str(folder / "captions.json"), str(folder))
 
 
 class Page(HTMLParser):
@@ -75,6 +97,7 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
     classes = ClassesFromShards(shards, name="json.caption_zh", label="json.colour")
     train, test = f"{run}/shards/00000.tar", f"{run}/shards/00001.tar"
     cases = write_tiny_cases(run / "cases")
+    written: dict[str, Any] = {"decoding": GREEDY, "num_examples": 3}
     suite = {
         "names": ZeroShot(shards, classes, label="json.colour", templates=["{c}"]),
         "search": Retrieval(shards, ["txt"], relevance="json.colour"),
@@ -84,12 +107,14 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
             )
         ),
         "files": Compositional(CasesFromFiles(str(cases), str(cases.parent))),
+        "captions": Captioning(CaptionsFromShards(shards, "txt"), language="en", **written),
+        "coco": Captioning(captions_of_files(cases.parent), language="zh", **written),
         "knn": NearestNeighbours(train, test, label="json.colour", k=3, temperature=0.07),
         "probe": LinearProbe(train, test, label="cls", l2=[1e-4, 1.0], validation_share=0.3, seed=0),
         "similar": ImageRetrieval(shards, None, label="json.colour", recall_at=[1, 5]),
         "gallery": ImageRetrieval(test, train, label="json.colour", recall_at=[1, 5]),
     }
-    results = run_suite(suite, Embedder(load(run), Topology.current(), batch_size=4, num_workers=0))
+    results = run_suite(suite, Writer(load(run), Topology.current(), batch_size=4, num_workers=0))
     write_results(run / "out", results, checkpoint=checkpoint)
     write_report(run / "out", results, checkpoint=checkpoint, metrics_csv=run / "metrics.csv")
     return run, results
@@ -169,6 +194,25 @@ def test_page_shows_neighbours_the_sweep_and_what_pictures_find(
         section = section[: section.index("</section>")]
         examples = results[name].details["examples"]
         assert section.count("<img") == sum(1 + len(example["found"]) for example in examples)
+
+
+def test_page_shows_the_captions_with_their_references(written: tuple[Path, dict[str, Result]]) -> None:
+    run, results = written
+    text = (run / "out" / "report.html").read_text(encoding="utf-8")
+    page = Page(text)
+    words = " ".join(page.words)
+    for name, pictures in (("captions", 6), ("coco", 1)):
+        result = results[name]
+        section = text[text.index(f'<h2 id="{name}"') :]
+        section = section[: section.index("</section>")]
+        assert section.count("<img") == pictures
+        for example in [row for rows in result.details["examples"].values() for row in rows]:
+            assert {example["caption"], *example["references"]} - {""} <= set(page.words)
+        assert percent(result.metrics["Bleu_1"]) in words
+        assert number(result.metrics["mean_length"]) in page.words
+    assert f"{number(results['captions'].metrics['perplexity'])}" in page.words
+    assert "1 pictures, 2 references of 4 words METEOR is left out: it has no Chinese" in words
+    assert page.languages["红色的方块"] == "zh"
 
 
 @pytest.mark.parametrize(

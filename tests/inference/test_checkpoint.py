@@ -17,6 +17,7 @@ from vlm.inference import (
     save_model,
     verify,
 )
+from vlm.inference.contradictions import require_carried
 
 
 def test_a_loaded_model_computes_what_the_saved_one_did(tmp_path: Path) -> None:
@@ -176,3 +177,18 @@ def test_every_file_is_verified(tmp_path: Path) -> None:
     (tmp_path / "config.json").unlink()
     with pytest.raises(CheckpointError, match=r"config\.json"):
         verify(tmp_path)
+
+
+def test_weights_from_before_a_model_could_have_decoders_are_believed(tmp_path: Path) -> None:
+    spec = tiny_loaded().model.spec
+    before = spec.to_mapping()
+    for name in ("image_pooler", "text_decoder", "image_decoder"):
+        del before[name]
+    del before["text"]["pooling"]
+    weights = tmp_path / "model.safetensors"
+    save_file({"x": torch.ones(1)}, weights, metadata={"model": json.dumps(before)})
+    require_carried(weights, spec, where=tmp_path / "model.json")
+    before["text"]["heads"] = 4
+    save_file({"x": torch.ones(1)}, weights, metadata={"model": json.dumps(before)})
+    with pytest.raises(CheckpointError, match=r"text\.heads"):
+        require_carried(weights, spec, where=tmp_path / "model.json")

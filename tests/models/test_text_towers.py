@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from vlm.errors import ConfigError
 from vlm.models import DualEncoder, ModelSpec, build_model
-from vlm.models.text_tower import CausalAttention, CausalTransformer, QuickGELU, token_mask
+from vlm.models.text_tower import CausalTransformer, token_mask
+from vlm.models.transformer import QuickGELU, SelfAttention
 
 
 def tower(kind: str = "causal", /, **text: object) -> DualEncoder:
@@ -104,7 +105,7 @@ def test_a_text_beyond_the_context_is_refused(kind: str) -> None:
 
 def test_attention_equals_an_explicit_causal_softmax() -> None:
     torch.manual_seed(0)
-    attention = CausalAttention(width=12, heads=3).double()
+    attention = SelfAttention(width=12, heads=3, causal=True).double()
     x = torch.randn(2, 5, 12, dtype=torch.float64)
     q, k, v = attention.in_proj(x).split(12, dim=2)
     heads = []

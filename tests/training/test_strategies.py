@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 from safetensors.torch import load_file
+from strategies import HAS_DEEPSPEED, needs_deepspeed, runnable
 from toy_run import composed, tiny_overrides
 
 from vlm.cli.train import train_from
@@ -29,11 +30,6 @@ RUN = [
     "optimizer.image_layer_decay=0.7",  # many groups of parameters
     "optimizer.text_layer_decay=0.8",
 ]
-# DeepSpeed compiles its collectives for CPUs when they are first called.
-HAS_DEEPSPEED = importlib.util.find_spec("deepspeed") is not None and shutil.which("c++") is not None
-needs_deepspeed = pytest.mark.skipif(
-    not HAS_DEEPSPEED, reason="needs a C++ compiler and pip install -e '.[deepspeed]'"
-)
 # Who goes on from whose checkpoint on four ranks: each strategy writes on two and reads on four.
 NEXT = {"ddp": "fsdp2", "fsdp2": "ddp"}
 if HAS_DEEPSPEED:
@@ -44,11 +40,6 @@ if HAS_DEEPSPEED:
         "fsdp2": "deepspeed_zero1",
         "deepspeed_zero1": "fsdp2",
     }
-
-
-def runnable(*strategies: str) -> list[Any]:
-    """Parameters of a test; those of DeepSpeed are skipped where it is not installed."""
-    return [pytest.param(s, marks=[needs_deepspeed] if "deepspeed" in s else []) for s in strategies]
 
 
 class Leg:

@@ -82,11 +82,11 @@ def score(
     Args:
         values: `device`, `batch_size`, `num_workers` and `bf16` of the command.
     """
-    from vlm.evaluation import check_text, run_suite, write_report, write_results
+    from vlm.evaluation import check_parts, run_suite, write_report, write_results
     from vlm.inference import Embedder, load
 
     loaded = load(checkpoint, weights=weights, device=usable_device(values["device"]))
-    check_text(evaluators, has_text=loaded.tokenizer is not None)
+    check_parts(evaluators, loaded.model.spec)
     embedder = Embedder(
         loaded,
         topology,

@@ -6,6 +6,7 @@ import sys
 
 VERBS = {
     "bench": "measure losses, training steps, loading",
+    "caption": "captions of pictures by a model with a decoder",
     "cluster": "k-means of features; the nearest clusters become labels beside the shards",
     "embed": "features of shards by a trained tower",
     "evaluate": "score a run or a checkpoint and write a report",

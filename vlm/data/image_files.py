@@ -78,14 +78,11 @@ class ImageFileBatches(RankBatches):
 
 
 def image_file_loader(
-    files: Sequence[ImageFile],
-    preprocess: Preprocess,
-    *,
-    batch_size: int,
-    num_workers: int,
-    rank: int,
-    world_size: int,
+    files: Sequence[ImageFile], preprocess: Preprocess, *, num_workers: int, **how: int
 ) -> NumberedLoader[EvalBatch]:
-    """This rank's batches of a list of image files; every rank gets the same number of them."""
-    batches = ImageFileBatches(files, preprocess, batch_size=batch_size, rank=rank, world_size=world_size)
-    return NumberedLoader(batches, num_workers=num_workers)
+    """This rank's batches of a list of image files; every rank gets the same number of them.
+
+    Args:
+        how: arguments of `RankBatches`.
+    """
+    return NumberedLoader(ImageFileBatches(files, preprocess, **how), num_workers=num_workers)

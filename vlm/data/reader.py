@@ -33,13 +33,24 @@ class RankBatches(Numbered[EvalBatch]):
     """Batch j of so many rows for every j ≡ rank modulo the number of ranks; a subclass makes it in `items`.
 
     A number is that of a batch among this rank's first, second, …
+
+    Args:
+        first: rows that are left out, at the beginning.
     """
 
     def __init__(
-        self, num_rows: int, preprocess: Preprocess, *, batch_size: int, rank: int, world_size: int
+        self,
+        num_rows: int,
+        preprocess: Preprocess,
+        *,
+        batch_size: int,
+        rank: int,
+        world_size: int,
+        first: int = 0,
     ) -> None:
-        num_batches = -(-num_rows // batch_size)
+        num_batches = -(-(num_rows - first) // batch_size)
         super().__init__(0, -(-num_batches // world_size))
+        self._first = first
         self.preprocess = preprocess
         self._num_rows = num_rows
         self._batch_size = batch_size
@@ -48,7 +59,7 @@ class RankBatches(Numbered[EvalBatch]):
 
     def rows(self, number: int) -> range:
         """The rows of a batch; none where other ranks have one more."""
-        start = (number * self._world_size + self._rank) * self._batch_size
+        start = self._first + (number * self._world_size + self._rank) * self._batch_size
         return range(start, min(start + self._batch_size, self._num_rows))
 
     def batch(
@@ -66,11 +77,21 @@ class RankBatches(Numbered[EvalBatch]):
 
 
 class EvalBatches(RankBatches):
-    """Those of a data set; arguments as of `RankBatches`."""
+    """Those of a data set.
 
-    def __init__(self, shards: ShardSet, preprocess: Preprocess, **how: int) -> None:
+    Args:
+        unreadable: whether a sample whose image cannot be read is a blank one, of whose record `unreadable`
+            says why; else it is an error.
+
+    The others are those of `RankBatches`.
+    """
+
+    def __init__(
+        self, shards: ShardSet, preprocess: Preprocess, *, unreadable: bool = False, **how: int
+    ) -> None:
         super().__init__(shards.num_samples, preprocess, **how)
         self._shards = shards
+        self._unreadable = unreadable
 
     def items(self, numbers: range) -> Iterator[EvalBatch]:
         """Make the batches with these numbers."""
@@ -78,9 +99,19 @@ class EvalBatches(RankBatches):
         for number in numbers:
             rows = self.rows(number)
             raw = [cursor.read(*self._shards.locate(row)) for row in rows]
-            images = [self._pixels(sample) for sample in raw]
-            yield self.batch(rows, images, [_record(sample) for sample in raw])
+            records = [_record(sample) for sample in raw]
+            images = [self._image(*pair) for pair in zip(raw, records, strict=True)]
+            yield self.batch(rows, images, records)
         cursor.close()
+
+    def _image(self, raw: RawSample, record: dict[str, Any]) -> UInt8[Tensor, "3 h w"]:
+        try:
+            return self._pixels(raw)
+        except DataError as error:
+            if not self._unreadable:
+                raise
+            record["unreadable"] = str(error)
+            return self.blank()
 
     def _pixels(self, raw: RawSample) -> UInt8[Tensor, "3 h w"]:
         try:
@@ -90,15 +121,17 @@ class EvalBatches(RankBatches):
 
 
 def eval_loader(
-    shards: ShardSet, preprocess: Preprocess, *, batch_size: int, num_workers: int, rank: int, world_size: int
+    shards: ShardSet, preprocess: Preprocess, *, num_workers: int, **how: Any
 ) -> NumberedLoader[EvalBatch]:
     """This rank's batches of a data set; every rank gets the same number of them.
+
+    Args:
+        how: arguments of `EvalBatches`.
 
     Raises:
         DataError: while iterating, naming a sample whose image or text cannot be read.
     """
-    batches = EvalBatches(shards, preprocess, batch_size=batch_size, rank=rank, world_size=world_size)
-    return NumberedLoader(batches, num_workers=num_workers)
+    return NumberedLoader(EvalBatches(shards, preprocess, **how), num_workers=num_workers)
 
 
 def read_records(shards: ShardSet) -> Iterator[dict[str, Any]]:

@@ -1,19 +1,26 @@
 """Evaluations on embeddings, and what is written about them."""
 
+from vlm.evaluation.caption_page import write_caption_page
+from vlm.evaluation.caption_sources import CaptionsFromCoco, CaptionsFromShards
+from vlm.evaluation.captioning import Captioning
 from vlm.evaluation.cases import CasesFromFiles, CasesFromShards
 from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, ClassesFromText
 from vlm.evaluation.clip_benchmark import clip_benchmark
 from vlm.evaluation.compositional import Compositional
-from vlm.evaluation.evaluator import Evaluator, Result, check_text, run_suite
+from vlm.evaluation.evaluator import Evaluator, Result, check_parts, run_suite
 from vlm.evaluation.image_retrieval import ImageRetrieval
 from vlm.evaluation.linear_probe import LinearProbe
 from vlm.evaluation.nearest_neighbours import NearestNeighbours
+from vlm.evaluation.reconstruction import Reconstruction
 from vlm.evaluation.report import write_report
 from vlm.evaluation.results import write_results
 from vlm.evaluation.retrieval import Retrieval
 from vlm.evaluation.zero_shot import ZeroShot
 
 __all__ = [
+    "Captioning",
+    "CaptionsFromCoco",
+    "CaptionsFromShards",
     "CasesFromFiles",
     "CasesFromShards",
     "ClassesFromJson",
@@ -24,12 +31,14 @@ __all__ = [
     "ImageRetrieval",
     "LinearProbe",
     "NearestNeighbours",
+    "Reconstruction",
     "Result",
     "Retrieval",
     "ZeroShot",
-    "check_text",
+    "check_parts",
     "clip_benchmark",
     "run_suite",
+    "write_caption_page",
     "write_report",
     "write_results",
 ]

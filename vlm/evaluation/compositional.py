@@ -76,7 +76,7 @@ class Compositional:
         macro_leaves_out: categories that do not count in it either.
     """
 
-    needs_text: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
     def __init__(
         self,

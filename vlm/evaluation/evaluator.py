@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 from vlm.data import open_shards, read_records
 from vlm.errors import ConfigError, DataError
 from vlm.inference import Embedder
+from vlm.models import ModelSpec
 
 Patterns = str | Sequence[str]
 """Of shards, as `data.train.shards` takes them."""
@@ -17,8 +18,8 @@ class Result:
     """Numbers of one evaluation, and what a report shows of it."""
 
     task: str
-    """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval`, `image_caption_selection`
-    or `linear_probe`; and `knn` and `image_retrieval`, which it does not have."""
+    """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval`, `image_caption_selection`,
+    `captioning` or `linear_probe`; and `knn` and `image_retrieval`, which it does not have."""
     metrics: dict[str, float]
     chance: dict[str, float]
     """What guessing gets, for the metrics where that is known."""
@@ -27,8 +28,8 @@ class Result:
     """Examples for the report, as plain data. A picture is its position in the data set `details["shards"]`,
     or a key of `details["files"]`, whose values are image files; `details["pictures"]` lists all that are
     used."""
-    notes: Mapping[str, int | float] = field(default_factory=dict)
-    """Numbers that are no scores but belong to them, such as the weight that a sweep chose."""
+    notes: Mapping[str, int | float | str] = field(default_factory=dict)
+    """What is no score but belongs to them, such as the weight that a sweep chose."""
     text_only: Mapping[str, float] = field(default_factory=dict)
     """What a reader of the captions alone gets, for the metrics where that can be said."""
 
@@ -40,8 +41,8 @@ class Evaluator(Protocol):
     It runs on every rank and returns the same on every rank.
     """
 
-    needs_text: ClassVar[bool]
-    """Whether it compares images with texts, which takes a model of both."""
+    needs: ClassVar[frozenset[str]]
+    """Parts that a model must have, by their keys: `text`, `text_decoder`, `image_decoder`."""
 
     def __call__(self, embedder: Embedder) -> Result: ...
 
@@ -54,18 +55,32 @@ class Evaluator(Protocol):
         ...
 
 
-def check_text(evaluators: Mapping[str, Evaluator], *, has_text: bool) -> None:
-    """Check that a model without a text tower is not asked about texts.
+_WITHOUT = {
+    "text": (
+        "compare images with texts, but the model has no text tower (model.text=null); suite=vision does "
+        "without"
+    ),
+    "text_decoder": (
+        "take captions that the model writes, but it has no text decoder (model.text_decoder=null); train "
+        "one with objective=coca, or name another suite"
+    ),
+    "image_decoder": (
+        "rebuild images, but the model has no image decoder (model.image_decoder=null); train one with "
+        "objective=sycoca, or name another suite"
+    ),
+}
+
+
+def check_parts(evaluators: Mapping[str, Evaluator], spec: ModelSpec) -> None:
+    """Check that a model has the parts that it is asked about.
 
     Raises:
         ConfigError: naming who asks.
     """
-    asking = [name for name, evaluator in evaluators.items() if evaluator.needs_text]
-    if asking and not has_text:
-        raise ConfigError(
-            f"suite: {', '.join(asking)} compare images with texts, but the model has no text tower "
-            "(model.text=null); suite=vision does without"
-        )
+    for part, message in _WITHOUT.items():
+        asking = [name for name, evaluator in evaluators.items() if part in evaluator.needs]
+        if asking and getattr(spec, part) is None:
+            raise ConfigError(f"suite: {', '.join(asking)} {message}")
 
 
 def run_suite(evaluators: Mapping[str, Evaluator], embedder: Embedder) -> dict[str, Result]:

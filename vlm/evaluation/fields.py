@@ -1,6 +1,6 @@
 """What an evaluation reads from the record of a sample."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,3 +32,11 @@ def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
     """Every caption in a field: a text, a text with one caption a line, or a list of texts."""
     texts = [text for captions in record_captions(record, [field]) for text in captions]
     return [line.strip() for text in texts for line in text.splitlines() if line.strip()]
+
+
+def every_caption(record: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
+    """The captions of all fields. Raises `DataError` where there is none."""
+    found = [line for field in fields for line in captions_of(record, field)]
+    if not found:
+        raise DataError(f"sample {record['key']} has no caption in {list(fields)}; set `captions`")
+    return found

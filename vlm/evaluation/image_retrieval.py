@@ -75,7 +75,7 @@ class ImageRetrieval:
         ConfigError: `recall_at` is empty or holds a number below 1.
     """
 
-    needs_text: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self, query: Patterns, gallery: Patterns | None, *, label: str, recall_at: Sequence[int]

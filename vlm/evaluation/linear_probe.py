@@ -56,7 +56,7 @@ class LinearProbe:
         ConfigError: a value of `l2` or `validation_share` is out of range.
     """
 
-    needs_text: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
         self,

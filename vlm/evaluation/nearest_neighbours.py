@@ -56,7 +56,7 @@ class NearestNeighbours:
         ConfigError: `k` is below 1 or above the number of training pictures, or `temperature` is not above 0.
     """
 
-    needs_text: ClassVar[bool] = False
+    needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(self, train: Patterns, test: Patterns, *, label: str, k: int, temperature: float) -> None:
         if k < 1:

@@ -37,6 +37,9 @@ LABELS = {
     "image_score": "groups: pictures of each caption",
     "group_score": "groups: both",
     "true_false_acc": "true or false, by a threshold",
+    **{f"Bleu_{order}": f"BLEU-{order}" for order in range(1, 5)},
+    "ROUGE_L": "ROUGE-L",
+    "mean_length": "words a caption",
 }
 """Column titles; a metric that is not here is shown by its own name."""
 

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from vlm.errors import DataError
 from vlm.evaluation.evaluator import Result, records_of, spread
-from vlm.evaluation.fields import Label, captions_of, label_of
+from vlm.evaluation.fields import Label, every_caption, label_of
 from vlm.evaluation.ranking import chance_of_hit, group_sizes, rank_relevant, top_matches
 from vlm.inference import Embedder
 
@@ -30,7 +29,7 @@ class Retrieval:
             a caption belongs to its own image alone.
     """
 
-    needs_text: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
     def __init__(
         self, shards: str | Sequence[str], captions: str | Sequence[str], *, relevance: str | None
@@ -76,9 +75,7 @@ class Retrieval:
         captions: list[str] = []
         owner: list[int] = []
         for position, record in enumerate(records):
-            own = [line for field in self.captions for line in captions_of(record, field)]
-            if not own:
-                raise DataError(f"sample {record['key']} has no caption in {self.captions}; set `captions`")
+            own = every_caption(record, self.captions)
             captions += own
             owner += [position] * len(own)
         return captions, torch.tensor(owner)

@@ -35,7 +35,7 @@ class ZeroShot:
         ConfigError: a template without `{c}`, or no template.
     """
 
-    needs_text: ClassVar[bool] = True
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
     def __init__(
         self,

@@ -1,5 +1,6 @@
 """Trained models in use, without Hydra and without Lightning."""
 
+from vlm.inference.captions import Captioned, pictures, read_captions, write_captions
 from vlm.inference.checkpoint import (
     CONFIG,
     EMA,
@@ -19,26 +20,34 @@ from vlm.inference.checkpoint import (
     verify,
     versions,
 )
-from vlm.inference.embed import Embedder, ImageEmbeddings
+from vlm.inference.decoding import Decoding
+from vlm.inference.embed import CaptionLine, Embedder, ImageEmbeddings
 from vlm.inference.interpolate import Line, interpolate
 from vlm.inference.load import Loaded, load
+from vlm.inference.rebuild import Rebuilt
 
 __all__ = [
     "CONFIG",
     "EMA",
     "TOKENIZER",
     "WEIGHTS",
+    "CaptionLine",
+    "Captioned",
+    "Decoding",
     "Description",
     "Embedder",
     "ImageEmbeddings",
     "Line",
     "Loaded",
+    "Rebuilt",
     "check_buildable",
     "checkpoints_of",
     "interpolate",
     "latest_checkpoint",
     "load",
     "load_weights",
+    "pictures",
+    "read_captions",
     "read_config",
     "read_description",
     "read_tokenizer",
@@ -47,4 +56,5 @@ __all__ = [
     "save_weights",
     "verify",
     "versions",
+    "write_captions",
 ]

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 from safetensors import SafetensorError, safe_open
 
-from vlm.errors import CheckpointError
+from vlm.errors import CheckpointError, ConfigError
 from vlm.models import ModelSpec
 from vlm.models.state_dict import table
 
@@ -84,9 +84,15 @@ def require_configured(
 
 def _parsed(text: str, weights: Path) -> dict[str, Any]:
     try:
-        return dict(json.loads(text))
+        found = dict(json.loads(text))
     except (ValueError, TypeError) as error:
         raise CheckpointError(f"{weights} carries a damaged description of its model: {error}") from error
+    try:
+        return ModelSpec.from_mapping(
+            found
+        ).to_mapping()  # with what descriptions had not yet when it was made
+    except ConfigError:
+        return found  # the table of differences names what is wrong with it
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], *, key: str = "model") -> list[Difference]:

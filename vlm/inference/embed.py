@@ -2,23 +2,28 @@
 
 import math
 import sys
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
+from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
-from vlm.data import EvalBatch, ImageFile, eval_loader, image_file_loader, open_shards
-from vlm.distributed import Topology, gather_objects
+from vlm.data import EvalBatch, ImageFile, ShardSet, eval_loader, image_file_loader, open_shards
+from vlm.distributed import Topology, gather_objects, mean_over_ranks
 from vlm.errors import ConfigError
+from vlm.inference.decoding import Decoding
 from vlm.inference.load import Loaded
+from vlm.inference.rebuild import Rebuilder, Rebuilt
+from vlm.inference.writer import Writer
 from vlm.models import DualEncoder
 
 T = TypeVar("T")
+Compute = Callable[[DualEncoder, Tensor, Tensor], T]
 
 
 class ImageEmbeddings(NamedTuple):
@@ -28,6 +33,15 @@ class ImageEmbeddings(NamedTuple):
     """fp32, on the CPU."""
     records: list[dict[str, Any]]
     """`key` and the decoded members of each sample (`txt`, `cls`, `json`), without the picture."""
+
+
+class CaptionLine(NamedTuple):
+    """The caption of a picture, or why there is none."""
+
+    row: int
+    key: str
+    caption: str | None
+    unreadable: str | None
 
 
 class Embedder:
@@ -111,12 +125,110 @@ class Embedder:
         rounds = range(rank, math.ceil(len(batches) / world) * world, world)
         own: dict[int, np.ndarray[Any, Any]] = {}
         with self._model() as (model, device):
-            for number in self._rounds(rounds, "texts", total=len(rounds)):
+            for number in self._rounds(rounds, "embedding texts", total=len(rounds)):
                 ids = tokenizer(batches[min(number, len(batches) - 1)])
                 own[number] = model.encode_text(ids.to(device)).float().cpu().numpy()
         parts = {number: rows for part in gather_objects(own) for number, rows in part.items()}
         vectors = np.concatenate([parts[number] for number in range(len(batches))])
         return torch.from_numpy(vectors[[position[text] for text in texts]])
+
+    def captions(self, shards: str | Sequence[str], decoding: Decoding) -> list[str | None]:
+        """A caption for each picture of a data set, in its order; None where it cannot be read.
+
+        Raises:
+            ConfigError: the model has no text decoder.
+        """
+        source = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
+        return [line.caption for lines in self.write(source, decoding) for line in lines]
+
+    def captions_of_files(self, files: Sequence[ImageFile], decoding: Decoding) -> list[str | None]:
+        """A caption for each image file, or None where it is no image."""
+        return [line.caption for lines in self.write(files, decoding) for line in lines]
+
+    def write(
+        self, source: ShardSet | Sequence[ImageFile], decoding: Decoding, *, first: int = 0
+    ) -> Iterator[list[CaptionLine]]:
+        """Captions as they are made, in the order of the pictures, on every rank all of them.
+
+        Args:
+            first: of the pictures, those before which are left out.
+
+        Raises:
+            ConfigError: the model has no text decoder.
+        """
+        writer = Writer(self.loaded)
+        how = {**self._loading, "first": first}
+        loader: Iterable[EvalBatch]
+        if isinstance(source, ShardSet):
+            loader, count = eval_loader(source, unreadable=True, **how), source.num_samples
+        else:
+            loader, count = image_file_loader(source, **how), len(source)
+
+        def written(model: DualEncoder, images: Tensor, rows: Tensor) -> list[str]:
+            return writer(images, decoding, numbers=rows.tolist() or [0], finished=self._finished)
+
+        for batch, captions in self._computed(loader, written, "writing captions", count - first):
+            own = [
+                CaptionLine(row, record["key"], caption if reason is None else None, reason)
+                for row, record, caption in zip(batch.indices.tolist(), batch.records, captions, strict=False)
+                for reason in [record.get("unreadable")]
+            ]
+            yield sorted(line for lines in gather_objects(own) for line in lines)
+
+    def caption_likelihood(
+        self, shards: str | Sequence[str], texts: Sequence[Sequence[str]]
+    ) -> tuple[Float64[ndarray, " n"], Int64[ndarray, " n"]]:
+        """What the captions of each picture of a data set cost in nats, and how many tokens they have.
+
+        Args:
+            texts: of each sample; what is given for them stands one sample after the other.
+        """
+        writer = Writer(self.loaded)
+        most = max(map(len, texts), default=0)
+
+        def costs(model: DualEncoder, images: Tensor, rows: Tensor) -> list[list[tuple[float, int]]]:
+            return writer.costs([texts[row] for row in rows.tolist()], images, rounds=most)
+
+        shard_set = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
+        loader = eval_loader(shard_set, **self._loading)
+        found = self._each(loader, costs, "weighing captions", shard_set.num_samples)
+        pairs = [pair for row in found for pair in row]
+        return np.array([cost for cost, _ in pairs], np.float64), np.array([n for _, n in pairs], np.int64)
+
+    def rebuilt(
+        self,
+        shards: str | Sequence[str],
+        texts: Sequence[str],
+        others: Sequence[str],
+        *,
+        share: float,
+        normalise: bool,
+        shown: Container[int],
+    ) -> list[Rebuilt]:
+        """What is rebuilt of each picture of a data set, under its text and under another.
+
+        Args:
+            share: of the patches, those that the text is about most, which are hidden.
+            normalise: whether the model rebuilds patches up to their brightness and contrast.
+            shown: numbers of the pictures that are given out as pictures.
+
+        Raises:
+            ConfigError: the model has no image decoder.
+        """
+        rebuilder = Rebuilder(self.loaded, share=share, normalise=normalise)
+
+        def compute(model: DualEncoder, images: Tensor, rows: Tensor) -> list[Rebuilt]:
+            numbers = rows.tolist() or [0]
+            own, other = ([given[row] for row in numbers] for given in (texts, others))
+            return rebuilder(images, own, other, shown=[row in shown for row in numbers])
+
+        shard_set = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
+        loader = eval_loader(shard_set, **self._loading)
+        return self._each(loader, compute, "rebuilding pictures", shard_set.num_samples)
+
+    def _finished(self, own: bool) -> bool:
+        """Whether all ranks are: those that share a model's weights stop together."""
+        return bool(mean_over_ranks(torch.tensor(float(own), device=self.device)) == 1)
 
     @property
     def _loading(self) -> dict[str, Any]:
@@ -133,16 +245,15 @@ class Embedder:
         return self._embed(eval_loader(shard_set, **self._loading), num_images=shard_set.num_samples)
 
     def _embed(self, loader: Iterable[EvalBatch], *, num_images: int) -> ImageEmbeddings:
-        rounds = math.ceil(num_images / (self.batch_size * self.topology.world_size))
         rows: list[np.ndarray[Any, Any]] = []
         features: list[np.ndarray[Any, Any]] = []
         records: list[dict[str, Any]] = []
-        with self._model() as (model, device):
-            for batch in self._rounds(loader, "images", total=rounds):
-                vectors = model.encode_image(batch.images.to(device, non_blocking=True))
-                rows.append(batch.indices.numpy())
-                features.append(vectors[: len(batch.indices)].float().cpu().numpy())
-                records += batch.records
+        for batch, vectors in self._computed(
+            loader, lambda model, images, _: model.encode_image(images), "embedding images", num_images
+        ):
+            rows.append(batch.indices.numpy())
+            features.append(vectors[: len(batch.indices)].float().cpu().numpy())
+            records += batch.records
         parts = gather_objects((np.concatenate(rows), np.concatenate(features), records))
         order = np.argsort(np.concatenate([part[0] for part in parts]))
         everything = [record for part in parts for record in part[2]]
@@ -150,6 +261,25 @@ class Embedder:
             features=torch.from_numpy(np.concatenate([part[1] for part in parts])[order]),
             records=[everything[row] for row in order],
         )
+
+    def _each(
+        self, loader: Iterable[EvalBatch], compute: Compute[Sequence[T]], what: str, num_images: int
+    ) -> list[T]:
+        """What `compute` gives for each image, in their order."""
+        own: dict[int, T] = {}
+        for batch, values in self._computed(loader, compute, what, num_images):
+            own |= dict(zip(batch.indices.tolist(), values, strict=False))  # a blank one has no index
+        everything = {row: value for part in gather_objects(own) for row, value in part.items()}
+        return [everything[row] for row in range(num_images)]
+
+    def _computed(
+        self, loader: Iterable[EvalBatch], compute: Compute[T], what: str, num_images: int
+    ) -> Iterator[tuple[EvalBatch, T]]:
+        """This rank's batches, and what `compute` gives for model, images and indices of each."""
+        rounds = math.ceil(num_images / (self.batch_size * self.topology.world_size))
+        with self._model() as (model, device):
+            for batch in self._rounds(loader, what, total=rounds):
+                yield batch, compute(model, batch.images.to(device, non_blocking=True), batch.indices)
 
     @contextmanager
     def _model(self) -> Iterator[tuple[DualEncoder, torch.device]]:
@@ -168,9 +298,7 @@ class Embedder:
 
     def _rounds(self, items: Iterable[T], what: str, *, total: int) -> Iterator[T]:
         shown = self.progress and self.topology.is_main and total > 1 and sys.stderr.isatty()
-        with tqdm(
-            items, desc=f"embedding {what}", total=total, unit="batch", leave=False, disable=not shown
-        ) as bar:
+        with tqdm(items, desc=what, total=total, unit="batch", leave=False, disable=not shown) as bar:
             for item in bar:
                 yield item
                 if self.between_batches is not None:

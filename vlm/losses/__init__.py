@@ -1,5 +1,6 @@
 """Losses: pure functions of named tensors. Each returns a value whose mean over ranks is the global loss."""
 
+from vlm.losses.captioning import caption_likelihood, mean_over_tokens
 from vlm.losses.contrastive import (
     IMPLEMENTATIONS,
     HardNegatives,
@@ -20,6 +21,7 @@ from vlm.losses.cost import (
 )
 from vlm.losses.grounded import grounded_contrast, negatives_of_other_anchors, squared_distance
 from vlm.losses.margin_softmax import ClassLogits, Margin, class_logits, margin_softmax, mlcd
+from vlm.losses.masked_image import MaskBy, caption_scores, divide, patch_error, words_of
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -29,9 +31,13 @@ __all__ = [
     "Kind",
     "LossCost",
     "Margin",
+    "MaskBy",
+    "caption_likelihood",
+    "caption_scores",
     "choose_implementation",
     "class_cost",
     "class_logits",
+    "divide",
     "equal_caption_share",
     "gathered_bytes",
     "grounded_contrast",
@@ -39,9 +45,12 @@ __all__ = [
     "logits_bytes",
     "loss_flops",
     "margin_softmax",
+    "mean_over_tokens",
     "mlcd",
     "negatives_of_other_anchors",
+    "patch_error",
     "sigmoid_loss",
     "squared_distance",
     "traffic_bytes",
+    "words_of",
 ]

@@ -48,7 +48,10 @@ class TowerCost:
 def tower_costs(
     spec: ModelSpec, *, text_length: int, activation_checkpointing: bool = False
 ) -> dict[str, TowerCost]:
-    """Costs of each tower, at texts of so many tokens.
+    """Costs of each tower with what makes its vector, and of each decoder, at texts of so many tokens.
+
+    Half of the patches are hidden from the image decoder, of whose pass the other half's through the image
+    tower is a part.
 
     Args:
         spec: with its vocabulary filled in.
@@ -58,21 +61,44 @@ def tower_costs(
         ConfigError: a tower cannot be built, or its path depends on values of its input.
     """
     model = described(spec)
-    encode = {"image": partial(_images, model), "text": partial(_texts, model, text_length)}
+    passes = _passes(model, text_length)
     costs = {}
-    for name, (tower, projection) in model.towers().items():
-        recomputed = list(blocks_of(tower)) if activation_checkpointing else []
+    for name, part in model.parts().items():
+        recomputed = list(blocks_of(part)) if activation_checkpointing else []
         with _without_values():
-            costs[name] = _cost([tower, projection], encode[name], recomputed)
+            costs[name] = _cost(_beside(model, name), passes[name], recomputed)
     return costs
 
 
 def tower_flops(spec: ModelSpec, *, text_lengths: Sequence[int]) -> tuple[int, list[int]]:
-    """`forward_flops` of the image tower, and of the text tower at each length; else as `tower_costs`."""
+    """`forward_flops` of the image tower, and of all other parts at each length; else as `tower_costs`."""
     model = described(spec)
     with _without_values():
         image = _forward_flops(partial(_images, model))
-        return image, [_forward_flops(partial(_texts, model, length)) for length in text_lengths]
+        others = [[run for name, run in _passes(model, n).items() if name != "image"] for n in text_lengths]
+        return image, [sum(map(_forward_flops, runs)) for runs in others]
+
+
+def _passes(model: DualEncoder, text_length: int) -> dict[str, Callable[[int], Tensor]]:
+    """By part, what it does for so many samples."""
+    passes: dict[str, Callable[[int], Tensor]] = {"image": partial(_images, model)}
+    if model.text is not None:
+        passes["text"] = partial(_texts, model, text_length)
+    if model.text_decoder is not None:
+        passes["text_decoder"] = partial(_captions, model, text_length)
+    if model.image_decoder is not None:
+        passes["image_decoder"] = partial(_rebuilt, model, text_length)
+    return passes
+
+
+def _beside(model: DualEncoder, name: str) -> list[nn.Module]:
+    """A part, and what stands between it and a vector."""
+    beside = [model.parts()[name]]
+    if name in model.towers():
+        beside.append(model.towers()[name][1])
+    if name == "image" and model.image_pooler is not None:
+        beside.append(model.image_pooler)
+    return beside
 
 
 @contextmanager
@@ -93,6 +119,30 @@ def _images(model: DualEncoder, rows: int) -> Tensor:
 
 def _texts(model: DualEncoder, length: int, rows: int) -> Tensor:
     return model.encode_text(torch.zeros(rows, length, dtype=torch.int64, device="meta"))
+
+
+def _captions(model: DualEncoder, length: int, rows: int) -> Tensor:
+    assert model.text is not None
+    assert model.text_decoder is not None
+    pooler, patches = model.spec.image_pooler, model.image.patches
+    count, width = patches.count, patches.width
+    if pooler is not None:
+        count, width = pooler.queries - (pooler.kind == "shared"), model.spec.embed_dim
+    memory = torch.zeros(rows, count, width, device="meta")
+    return model.text_decoder(torch.zeros(rows, length, model.text.width, device="meta"), memory)  # type: ignore[no-any-return]
+
+
+def _rebuilt(model: DualEncoder, length: int, rows: int) -> Tensor:
+    assert model.text is not None
+    assert model.image_decoder is not None
+    size, half = model.spec.image.image_size, model.image.patches.count // 2
+    places = torch.zeros(rows, half, dtype=torch.int64, device="meta")
+    visible = model.visible_patches(
+        torch.zeros(rows, 3, size, size, dtype=torch.uint8, device="meta"), places
+    )
+    states = torch.zeros(rows, length, model.text.width, device="meta")
+    there = torch.ones(rows, length, dtype=torch.bool, device="meta")
+    return model.image_decoder(visible, places, places, states, there)  # type: ignore[no-any-return]
 
 
 def _cost(

@@ -2,16 +2,31 @@
 
 import dataclasses
 import difflib
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import timm
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor, nn
 
 from vlm.errors import ConfigError
+from vlm.models.patches import Patches, open_patches
 from vlm.models.spec import ImageTowerSpec
 from vlm.models.timm_weights import check_hub_weights, load_timm_checkpoint
+
+
+class ImageFeatures(NamedTuple):
+    """An image tower's account of images."""
+
+    vector: Float[Tensor, "b d"] | None
+    """None from a tower that does not pool."""
+    prefix: Float[Tensor, "b p e"]
+    """Tokens that stand for no place, such as a class token; p may be 0."""
+    patches: Float[Tensor, "b n e"]
+    """Of places, row by row; of those that were kept, in the order in which they were named."""
+    each: Float[Tensor, "b n e"]
+    """The vector of an image that would be this patch alone, without gradient; the patches of a tower that
+    does not pool."""
 
 
 class TimmTower(nn.Module):
@@ -21,32 +36,78 @@ class TimmTower(nn.Module):
     deviation in the model's description.
 
     Args:
+        tokens: whether its patches are asked for too.
+        pools: whether it gives a vector; else another part makes one of its tokens.
         resize_positions: whether pretrained positional embeddings of another size may be resized.
 
     Raises:
         ConfigError: timm does not know the name, refuses an option or cannot take the image size; or
-            pretrained weights contradict the spec.
+            pretrained weights contradict the spec; or it has no patches that can be asked for.
         CheckpointError: the file of pretrained weights is damaged or of another model.
     """
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, spec: ImageTowerSpec, *, resize_positions: bool = False) -> None:
+    def __init__(
+        self,
+        spec: ImageTowerSpec,
+        *,
+        tokens: bool = False,
+        pools: bool = True,
+        resize_positions: bool = False,
+    ) -> None:
         super().__init__()
+        if not pools:  # nor has it weights then that nothing would train
+            spec = dataclasses.replace(spec, options={**spec.options, "global_pool": ""})
         # Convolutions run faster on pixel-major memory (1.5 times for a RegNet on a CPU); a ViT has one only.
         self.trunk = _pretrained(spec, resize_positions).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         _check_patches(self.trunk, spec)
-        self.width = _feature_width(self.trunk, spec)
+        self._patches = open_patches(self.trunk, spec) if tokens else None
+        self._pools = pools
+        self.width = _feature_width(self, spec) if pools else self.patches.width
         self.register_buffer("mean", torch.tensor(spec.mean).view(3, 1, 1), persistent=False)
         self.register_buffer("std", torch.tensor(spec.std).view(3, 1, 1), persistent=False)
 
-    def forward(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Float[Tensor, "b d"]:
-        """One vector an image; a floating-point image is taken as already normalised."""
-        if not image.is_floating_point():
-            image = (image.to(self.mean.dtype) / 255 - self.mean) / self.std
-        image = image.to(next(self.trunk.parameters()).dtype)  # an engine may have cast the weights alone
-        return cast(Tensor, self.trunk(image.contiguous(memory_format=torch.channels_last)))
+    @property
+    def patches(self) -> Patches:
+        """What its patches are; of a tower with `tokens`."""
+        assert self._patches is not None
+        return self._patches
+
+    def forward(
+        self,
+        image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"],
+        *,
+        keep: Int64[Tensor, "b k"] | None = None,
+        tokens: bool = False,
+    ) -> Float[Tensor, "b d"] | ImageFeatures:
+        """One vector an image; a floating-point image is taken as already normalised.
+
+        Args:
+            keep: the patches that the tower sees; None: all.
+            tokens: whether to give its tokens too.
+        """
+        image = self.normalised(image).to(next(self.trunk.parameters()).dtype)  # weights may have been cast
+        image = image.contiguous(memory_format=torch.channels_last)
+        if self._patches is None:
+            return cast(Tensor, self.trunk(image))
+        with self._patches.kept(keep):
+            features = self.trunk(image)
+        vector = cast(Tensor, self.trunk.forward_head(features)) if self._pools else None
+        if vector is not None and not tokens:
+            return vector
+        prefix = self._patches.num_prefix
+        patches = features[:, prefix:]
+        with torch.no_grad():
+            each = self._patches.each_pooled(patches) if self._pools else patches.detach()
+        return ImageFeatures(vector, features[:, :prefix], patches, each)
+
+    def normalised(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Tensor:
+        """Bytes as the trunk takes them."""
+        if image.is_floating_point():
+            return image
+        return (image.to(self.mean.dtype) / 255 - self.mean) / self.std
 
 
 def _pretrained(spec: ImageTowerSpec, resize_positions: bool) -> nn.Module:
@@ -100,21 +161,20 @@ def _check_patches(trunk: nn.Module, spec: ImageTowerSpec) -> None:
         )
 
 
-def _feature_width(trunk: nn.Module, spec: ImageTowerSpec) -> int:
+def _feature_width(tower: TimmTower, spec: ImageTowerSpec) -> int:
     """Length of the tower's vector, read off one image, since families name it differently."""
-    weight = next(trunk.parameters())
     size = spec.image_size
-    image = torch.zeros(1, 3, size, size, device=weight.device, dtype=weight.dtype)
-    training = trunk.training
+    image = torch.zeros(1, 3, size, size, device=next(tower.parameters()).device)
+    training = tower.training
     try:
         with torch.no_grad():
-            features = trunk.eval()(image)
+            features = tower.eval()(image)
     except (RuntimeError, AssertionError, ValueError) as error:
         raise ConfigError(
             f"model.image.name={spec.name!r} cannot take images of model.image.image_size={size}: {error}"
         ) from error
     finally:
-        trunk.train(training)
+        tower.train(training)
     if features.ndim != 2:
         raise ConfigError(
             f"model.image.name={spec.name!r} gives a tensor of shape {tuple(features.shape)} for one image; "

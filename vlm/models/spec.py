@@ -62,15 +62,16 @@ class CausalTextSpec:
     layers: int
     heads: int
     activation: Activation
+    pooling: Literal["eot", "class", "class_open_clip"] = "eot"
+    """Where the vector is read: at the end of text, or at a class token behind it that sees all of it.
+
+    `class_open_clip` is how open_clip's CoCa weights were trained: that token sees one place behind the text,
+    and not itself.
+    """
 
     def __post_init__(self) -> None:
         _check_tokens(self)
-        for name in ("width", "layers", "heads"):
-            _require_positive(f"model.text.{name}", getattr(self, name))
-        if self.width % self.heads:
-            raise ConfigError(
-                f"model.text.heads={self.heads} does not divide model.text.width={self.width}; change one"
-            )
+        _check_transformer(self, "model.text")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -129,6 +130,61 @@ _TEXT_SPECS: Mapping[str, type[TextTowerSpec]] = {
 }
 
 
+DECODERS = ("text_decoder", "image_decoder")
+"""Keys of the parts that only some objectives train, and no evaluation of vectors needs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PoolerSpec:
+    """Attention of learned queries to an image's tokens, in place of the tower's own pooling.
+
+    Source: arXiv:2205.01917, section 3.2.
+    """
+
+    kind: Literal["shared", "parallel", "cascade"]
+    """The vector is the first of the `queries`, whose others are what captions are read from (open_clip);
+    or of a query of its own, over the same tokens or over what the `queries` give."""
+    queries: int
+    heads: int
+
+    def __post_init__(self) -> None:
+        _require_positive("model.image_pooler.heads", self.heads)
+        least = 2 if self.kind == "shared" else 1
+        if self.queries < least:
+            raise ConfigError(f"model.image_pooler.queries={self.queries} must be at least {least}")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TextDecoderSpec:
+    """Causal blocks over the states of the text tower, as wide as these, that look at the image: captions.
+
+    Source: arXiv:2205.01917, section 3.2.
+    """
+
+    layers: int
+    heads: int
+    activation: Activation
+
+    def __post_init__(self) -> None:
+        _check_transformer(self, "model.text_decoder")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ImageDecoderSpec:
+    """Blocks over all places of an image, of which some are hidden, that look at the text: pixels.
+
+    Source: arXiv:2401.02137, section 3.3.
+    """
+
+    width: int
+    layers: int
+    heads: int
+    activation: Activation
+
+    def __post_init__(self) -> None:
+        _check_transformer(self, "model.image_decoder")
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ModelSpec:
     """Two towers and the space that they meet in; or an image tower alone, and the space that it maps to."""
@@ -140,6 +196,9 @@ class ModelSpec:
     """What is added to it, for the sigmoid loss alone; SigLIP starts at -10."""
     image: ImageTowerSpec
     text: TextTowerSpec | None
+    image_pooler: PoolerSpec | None = None
+    text_decoder: TextDecoderSpec | None = None
+    image_decoder: ImageDecoderSpec | None = None
 
     @property
     def text_tower(self) -> TextTowerSpec:
@@ -155,6 +214,29 @@ class ModelSpec:
     def __post_init__(self) -> None:
         _require_positive("model.embed_dim", self.embed_dim)
         _require_positive("model.init_logit_scale", self.init_logit_scale)
+        if self.image_pooler is not None and self.embed_dim % self.image_pooler.heads:
+            raise ConfigError(
+                f"model.image_pooler.heads={self.image_pooler.heads} does not divide model.embed_dim="
+                f"{self.embed_dim}; change one"
+            )
+        if self.text_decoder is None and self.image_pooler and self.image_pooler.kind == "parallel":
+            raise ConfigError(
+                "model.image_pooler.kind=parallel has queries for captions alone, but model.text_decoder="
+                "null; take another kind"
+            )
+        for name in DECODERS:
+            if getattr(self, name) is not None and not isinstance(self.text, CausalTextSpec):
+                raise ConfigError(
+                    f"model.{name} reads a text from its beginning, so that model.text.kind must be causal; "
+                    f"set it, or model.{name}=null"
+                )
+        if self.text_decoder and isinstance(self.text, CausalTextSpec):
+            width, heads = self.text.width, self.text_decoder.heads
+            if width % heads:
+                raise ConfigError(
+                    f"model.text_decoder.heads={heads} does not divide model.text.width={width}, which is "
+                    "the decoder's too; change one"
+                )
 
     @classmethod
     def from_mapping(cls, values: Mapping[str, Any], *, key: str = "model") -> "ModelSpec":
@@ -173,6 +255,9 @@ class ModelSpec:
             parsed["text"] = _parse(
                 _text_spec(parsed["text"], f"{key}.text"), parsed["text"], key=f"{key}.text"
             )
+        for name, kind in _PARTS.items():
+            if parsed.get(name) is not None:
+                parsed[name] = _parse(kind, parsed[name], key=f"{key}.{name}")
         return _parse(cls, parsed, key=key)
 
     def to_mapping(self) -> dict[str, Any]:
@@ -207,6 +292,13 @@ class ModelSpec:
             )
         filled = dataclasses.replace(text, vocab_size=text.vocab_size or vocab_size, eot_id=eot_id)
         return dataclasses.replace(self, text=filled)
+
+
+_PARTS: Mapping[str, type[Any]] = {
+    "image_pooler": PoolerSpec,
+    "text_decoder": TextDecoderSpec,
+    "image_decoder": ImageDecoderSpec,
+}
 
 
 def _text_spec(values: Any, key: str) -> type[TextTowerSpec]:
@@ -280,6 +372,14 @@ def _check_tokens(text: TextTowerSpec) -> None:
         _require_positive("model.text.vocab_size", text.vocab_size)
     if text.eot_id is not None and text.eot_id < 0:
         raise ConfigError(f"model.text.eot_id={text.eot_id} must be a token id or null")
+
+
+def _check_transformer(spec: "CausalTextSpec | TextDecoderSpec | ImageDecoderSpec", key: str) -> None:
+    for name in ("width", "layers", "heads"):
+        if hasattr(spec, name):
+            _require_positive(f"{key}.{name}", getattr(spec, name))
+    if not isinstance(spec, TextDecoderSpec) and spec.width % spec.heads:
+        raise ConfigError(f"{key}.heads={spec.heads} does not divide {key}.width={spec.width}; change one")
 
 
 def _require_positive(key: str, value: int | float) -> None:

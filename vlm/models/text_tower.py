@@ -5,13 +5,17 @@ padding, whatever its ids are, and changes neither the result nor any gradient: 
 longest of a batch, and a vocabulary needs no id of its own for padding.
 """
 
+from typing import NamedTuple
+
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from vlm.errors import ConfigError
-from vlm.models.spec import Activation, BagOfWordsSpec, CausalTextSpec, TextTowerSpec
+from vlm.models.cache import Cache
+from vlm.models.spec import BagOfWordsSpec, CausalTextSpec, TextTowerSpec
+from vlm.models.transformer import Block, Mlp, activation_of, initialise
 
 
 def token_mask(text: Int64[Tensor, "b l"], *, eot_id: int) -> Bool[Tensor, "b l"]:
@@ -30,6 +34,18 @@ def mean_over_text(hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]) ->
     """The mean over the positions of each row that `mask` holds."""
     kept = hidden.masked_fill(~mask.unsqueeze(2), 0.0)
     return kept.sum(dim=1) / mask.sum(dim=1, keepdim=True)
+
+
+class TextFeatures(NamedTuple):
+    """A text tower's account of texts."""
+
+    vector: Float[Tensor, "b d"]
+    states: Float[Tensor, "b l e"]
+    """Of each token, knowing those before it alone; what follows the end of text means nothing."""
+    each: Float[Tensor, "b l e"]
+    """What the vector would be if it were read at this token; without gradient."""
+    mask: Bool[Tensor, "b l"]
+    """True up to and including the end of text."""
 
 
 class TextTower(nn.Module):
@@ -73,96 +89,90 @@ class TextTower(nn.Module):
         return token_mask(text, eot_id=self.eot_id)
 
 
-class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x): the activation of the first CLIP weights, where later ones have GELU."""
-
-    def forward(self, x: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-        return x * torch.sigmoid(1.702 * x)
-
-
-class CausalAttention(nn.Module):
-    """Multi-head self-attention in which a position sees itself and those before it."""
-
-    def __init__(self, *, width: int, heads: int) -> None:
-        super().__init__()
-        self.heads = heads
-        self.in_proj = nn.Linear(width, 3 * width)
-        self.out_proj = nn.Linear(width, width)
-
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        b, l, d = x.shape  # noqa: E741
-        qkv = self.in_proj(x).view(b, l, 3, self.heads, d // self.heads)
-        q, k, v = qkv.permute(2, 0, 3, 1, 4).unbind(0)
-        # No mask for padding: it stands behind the end of text, which causal attention never looks past.
-        mixed = F.scaled_dot_product_attention(q, k, v, is_causal=True)
-        return self.out_proj(mixed.transpose(1, 2).reshape(b, l, d))  # type: ignore[no-any-return]
-
-
-class Mlp(nn.Module):
-    """Two linear layers, four times as wide in between."""
-
-    def __init__(self, *, width: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.c_fc = nn.Linear(width, 4 * width)
-        self.activation = activation
-        self.c_proj = nn.Linear(4 * width, width)
-
-    def forward(self, x: Float[Tensor, "*b d"]) -> Float[Tensor, "*b d"]:
-        return self.c_proj(self.activation(self.c_fc(x)))  # type: ignore[no-any-return]
-
-
-class Block(nn.Module):
-    """Attention and MLP, each on the normalised input and added to it."""
-
-    def __init__(self, *, width: int, heads: int, activation: nn.Module) -> None:
-        super().__init__()
-        self.ln_1 = nn.LayerNorm(width)
-        self.attn = CausalAttention(width=width, heads=heads)
-        self.ln_2 = nn.LayerNorm(width)
-        self.mlp = Mlp(width=width, activation=activation)
-
-    def forward(self, x: Float[Tensor, "b l d"]) -> Float[Tensor, "b l d"]:
-        x = x + self.attn(self.ln_1(x))
-        return x + self.mlp(self.ln_2(x))  # type: ignore[no-any-return]
-
-
 class CausalTransformer(TextTower):
     """CLIP's text tower: learned positions, causal pre-norm blocks, the vector at the end of text.
 
-    Source: arXiv:2103.00020, section 2.4.
+    With a class token, which stands behind every text and sees all of it, that is the vector of the latter.
+
+    Source: arXiv:2103.00020, section 2.4; of the class token arXiv:2205.01917, section 3.2.
     """
 
     def __init__(self, spec: CausalTextSpec) -> None:
         super().__init__(spec, width=spec.width)
+        self.pooling = spec.pooling
+        self.context_length = spec.context_length
         self.token_embedding = nn.Embedding(self.vocab_size, spec.width)
-        self.positional_embedding = nn.Parameter(torch.empty(spec.context_length, spec.width))
+        has_class = spec.pooling != "eot"
+        self.class_embedding = nn.Parameter(torch.empty(spec.width)) if has_class else None
+        self.positional_embedding = nn.Parameter(torch.empty(spec.context_length + has_class, spec.width))
         self.blocks = nn.ModuleList(
-            Block(width=spec.width, heads=spec.heads, activation=_activation(spec.activation))
+            Block(width=spec.width, heads=spec.heads, activation=activation_of(spec.activation), causal=True)
             for _ in range(spec.layers)
         )
         self.ln_final = nn.LayerNorm(spec.width)
-        self._initialise()
-
-    def forward(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]:
-        mask = self.read_mask(text)
-        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
-        for block in self.blocks:
-            x = block(x)
-        # Normalising is per position, so it can wait until one position is left.
-        return self.ln_final(at_end_of_text(x, mask))  # type: ignore[no-any-return]
-
-    def _initialise(self) -> None:
-        """As CLIP: residual branches shrink with depth, so that their sum keeps its size."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
-        residual_std = (2 * len(self.blocks) * self.width) ** -0.5
-        for module in self.blocks.modules():
-            if isinstance(module, CausalAttention):
-                _initialise_linear(module.in_proj, std=self.width**-0.5)
-                _initialise_linear(module.out_proj, std=residual_std)
-            elif isinstance(module, Mlp):
-                _initialise_linear(module.c_fc, std=(2 * self.width) ** -0.5)
-                _initialise_linear(module.c_proj, std=residual_std)
+        if self.class_embedding is not None:
+            nn.init.normal_(self.class_embedding, std=0.01)
+        initialise(self.blocks, width=spec.width, branches=2 * spec.layers)
+
+    def forward(
+        self, text: Int64[Tensor, "b l"], *, states: bool = False, cache: Cache | None = None
+    ) -> Float[Tensor, "b d"] | Float[Tensor, "b l e"] | TextFeatures:
+        """The vector of each text.
+
+        Args:
+            states: give what decoders look at too.
+            cache: of the beginnings of texts that `text` goes on with; gives the states of `text` alone.
+        """
+        if cache is not None:
+            return self._extend(text, cache)
+        mask = self.read_mask(text)
+        hidden, vector = self._hidden(text, mask)
+        # Normalising is per position, so it can wait until one position is left.
+        vector = self.ln_final(vector)
+        if not states:
+            return vector  # type: ignore[no-any-return]
+        hidden = hidden[:, : text.shape[1]]
+        with torch.no_grad():
+            each = self.ln_final(hidden)
+        return TextFeatures(vector, hidden, each, mask)
+
+    def _extend(self, text: Tensor, cache: Cache) -> Tensor:
+        end = cache.length + text.shape[1]
+        x = self.token_embedding(text) + self.positional_embedding[cache.length : end]
+        for block in self.blocks:
+            x = block(x, cache=cache)
+        return x  # type: ignore[no-any-return]
+
+    def _hidden(self, text: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        """What comes out of the blocks for each token, and that of the vector."""
+        if self.class_embedding is None:
+            x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
+            for block in self.blocks:
+                x = block(x)
+            return x, at_end_of_text(x, mask)
+        if self.pooling == "class_open_clip":
+            # Its class token sees a place behind the text, which has to be there, with an id of 0.
+            missing = self.context_length - text.shape[1]
+            text = F.pad(text.where(mask, 0), (0, missing))
+            mask = F.pad(mask, (0, missing))
+        x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
+        own = self.class_embedding + self.positional_embedding[-1]
+        x = torch.cat([x, own.expand(len(x), 1, -1)], dim=1)
+        seen = self._seen(mask)
+        for block in self.blocks:
+            x = block(x, mask=seen)
+        return x[:, :-1], x[:, -1]
+
+    def _seen(self, mask: Bool[Tensor, "b l"]) -> Bool[Tensor, "b m m"]:
+        """Each token sees what is before it; the class token, last of m = l + 1, the text and itself."""
+        b, l = mask.shape  # noqa: E741
+        seen = torch.ones(l + 1, l + 1, dtype=torch.bool, device=mask.device).tril().repeat(b, 1, 1)
+        # One place further is what the released weights of CoCa were trained with.
+        own = (1, 0) if self.pooling == "class_open_clip" else (0, 1)
+        seen[:, -1] = F.pad(mask, own, value=True)
+        return seen
 
 
 class BagOfWords(TextTower):
@@ -179,18 +189,3 @@ class BagOfWords(TextTower):
     def forward(self, text: Int64[Tensor, "b l"]) -> Float[Tensor, "b d"]:
         x = mean_over_text(self.token_embedding(text), self.read_mask(text))
         return self.ln_final(x + self.mlp(self.ln_1(x)))  # type: ignore[no-any-return]
-
-
-def _activation(name: Activation) -> nn.Module:
-    match name:
-        case "quick_gelu":
-            return QuickGELU()
-        case "gelu_tanh":
-            return nn.GELU(approximate="tanh")
-        case "gelu":
-            return nn.GELU()
-
-
-def _initialise_linear(linear: nn.Linear, *, std: float) -> None:
-    nn.init.normal_(linear.weight, std=std)
-    nn.init.zeros_(linear.bias)

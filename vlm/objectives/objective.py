@@ -61,6 +61,14 @@ class Objective(nn.Module):
         raise NotImplementedError
 
     @property
+    def decoders(self) -> frozenset[str]:
+        """Names of the model's parts that it trains beside the towers: `text_decoder`, `image_decoder`."""
+        return frozenset()
+
+    def before_step(self, step: int) -> None:
+        """Called before each step, with its number from 0."""
+
+    @property
     def takes_negatives(self) -> bool:
         """Whether it looks at the hard negatives of a batch."""
         return False

@@ -4,8 +4,10 @@ import logging
 
 from torch import nn
 
+from vlm.data.tokenizers import Tokenizer
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
+from vlm.models.spec import DECODERS
 from vlm.training.engines import AVERAGE, check_holds
 from vlm.training.recipe import Run
 
@@ -93,6 +95,39 @@ def _check_teacher(run: Run) -> None:
     pretrained = all(getattr(tower, "pretrained", False) for tower in towers)
     if run.init_from is None and not pretrained and not run.resume:
         log.warning("the teacher remembers random weights: init_from=null and the towers are not pretrained")
+
+
+def check_decoders(run: Run) -> None:
+    """The model must have the decoders that the objective trains, and no others.
+
+    Raises:
+        ConfigError: naming one that is missing, or that nothing would train.
+    """
+    for name in DECODERS:
+        there, asked = getattr(run.model, name) is not None, name in run.objective.decoders
+        if asked and not there:
+            raise ConfigError(
+                f"the objective trains a decoder, but model.{name}=null; take a model with one, as "
+                "model=sycoca_toy or model=coca_vit_b32, or set the weight of its term to 0"
+            )
+        if there and not asked:
+            raise ConfigError(
+                f"model.{name} is a decoder that the objective does not train; set model.{name}=null, or "
+                "take objective=coca or objective=sycoca with weights above 0"
+            )
+
+
+def check_start_token(run: Run, tokenizer: Tokenizer) -> None:
+    """A caption is written from a token that begins every text.
+
+    Raises:
+        ConfigError: the tokenizer has none, and there is a decoder.
+    """
+    if run.objective.decoders and tokenizer.bot_id is None:
+        raise ConfigError(
+            "the objective trains a decoder, which needs a token that begins every text, and this tokenizer "
+            "has none; take tokenizer=bpe or tokenizer=clip"
+        )
 
 
 def check_held(run: Run) -> None:

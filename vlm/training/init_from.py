@@ -26,7 +26,12 @@ log = logging.getLogger(__name__)
 
 IMAGE_POSITIONS = "image.trunk.pos_embed"
 TEXT_POSITIONS = "text.positional_embedding"
-_TEXT = ("text.", "text_projection.")
+_PARTS = {
+    "text": ("text.", "text_projection."),
+    "text_decoder": ("text_decoder.",),
+    "image_decoder": ("image_decoder.",),
+}
+"""What a model may lack, by its key, and how the names of its weights begin."""
 # Of the two sizes only the positional embeddings depend, which are compared as such.
 _FREE = (
     "model.init_logit_scale",
@@ -104,8 +109,8 @@ class InitFrom:
             if activations(mine) != activations(theirs)
         ]
         found = differences(_comparable(own.spec), _comparable(then.spec))
-        if own.spec.text is None or then.spec.text is None:
-            found = [row for row in found if not row.key.startswith("model.text")]
+        alone = tuple(f"model.{part}" for part in _PARTS if self._in_one_alone(part, own.spec))
+        found = [row for row in found if not _is_in(row.key, alone)]
         return rows + [
             row for row in found if not row[0].startswith(_FREE + _ACTIVATION) and not _drops(row[0])
         ]
@@ -117,13 +122,17 @@ class InitFrom:
             weights.pop("logit_bias", None)
         else:
             weights.setdefault("logit_bias", own["logit_bias"])
-        # A tower that only one of them has: left behind, or started anew.
-        weights = {n: w for n, w in weights.items() if n in own or not n.startswith(_TEXT)}
-        if not self.has_text:
-            weights |= {name: value for name, value in own.items() if name.startswith(_TEXT)}
+        # A tower or a decoder that only one of them has: left behind, or started anew.
+        for part, names in _PARTS.items():
+            if self._in_one_alone(part, model.spec):
+                weights = {name: value for name, value in weights.items() if not name.startswith(names)}
+                weights |= {name: value for name, value in own.items() if name.startswith(names)}
         self._fit_positions(own, weights, model.image.trunk)
         require_fit(own, weights, where=str(self.checkpoint))
         return weights
+
+    def _in_one_alone(self, part: str, spec: ModelSpec) -> bool:
+        return (getattr(spec, part) is None) != (getattr(self._description.model, part) is None)
 
     def _fit_positions(self, own: Mapping[str, Tensor], weights: dict[str, Tensor], trunk: nn.Module) -> None:
         for name, key in (
@@ -160,6 +169,10 @@ def _comparable(spec: ModelSpec) -> dict[str, object]:
     if spec.text is not None and values["text"].get("pooling") == "last":
         values["text"]["filled_to"] = spec.text.context_length
     return values
+
+
+def _is_in(key: str, parts: tuple[str, ...]) -> bool:
+    return any(key == part or key.startswith(f"{part}.") for part in parts)
 
 
 def _drops(key: str) -> bool:

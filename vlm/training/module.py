@@ -210,6 +210,7 @@ class TrainingModule(L.LightningModule):
         for module in self._frozen():
             module.eval()
         self.clock.start(self.device)
+        self.objective.before_step(self.step)
         output = loss_and_gradients(
             self.objective,
             self.towers,

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from vlm.data.tokenizers import BpeTokenizerRecipe
 from vlm.models import ModelSpec, TowerCost, tower_costs
-from vlm.training.agreement import check_held, check_taught
+from vlm.training.agreement import check_decoders, check_held, check_taught
 from vlm.training.init_from import InitFrom
 from vlm.training.recipe import Run, Trainer
 
@@ -33,6 +33,7 @@ def plan(run: Run) -> str:
     """
     check_held(run)
     check_taught(run)
+    check_decoders(run)
     world_size, node_size = run.trainer.world_size, run.trainer.ranks_per_node
     run.data.check_world_size(world_size)
     pairs = run.data.global_batch_size // world_size
@@ -56,7 +57,7 @@ def plan(run: Run) -> str:
     memory = _memory(run, parameters, world_size) | {"activations": _activations(run, towers, rows)}
     received = _parameter_traffic(run.trainer, parameters, world_size, parts=-(-pairs // rows))
     traffic = {"gradients and weights": received}
-    flops = {f"{name} tower": 3 * tower.forward_flops for name, tower in towers.items()}
+    flops = {_named(name): 3 * tower.forward_flops for name, tower in towers.items()}
     if run.objective.needs_teacher:
         flops |= {"teacher": sum(tower.forward_flops for tower in towers.values())}
     if again := _flops_again(towers, in_parts=rows < pairs):
@@ -68,7 +69,7 @@ def plan(run: Run) -> str:
         traffic |= {"loss": loss.traffic_bytes}
         flops |= {"loss": loss.flops // pairs}
     said = f"{1 + negatives} texts a pair" if negatives else "texts"
-    counts = {name: tower.parameters for name, tower in towers.items()}
+    counts = {name.replace("_", " "): tower.parameters for name, tower in towers.items()}
     return "\n".join(
         [
             f"{run.data.global_batch_size} pairs a step on {world_size} ranks, {pairs} on each, towers see "
@@ -94,6 +95,10 @@ def planned_spec(run: Run) -> ModelSpec:
     else:
         tokenizer = run.tokenizer.build(lambda limit: ())
     return run.model.with_tokenizer(vocab_size=tokenizer.vocab_size, eot_id=tokenizer.eot_id)
+
+
+def _named(part: str) -> str:
+    return part.replace("_", " ") if part.endswith("decoder") else f"{part} tower"
 
 
 def _memory(run: Run, parameters: int, world_size: int) -> dict[str, int]:

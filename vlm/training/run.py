@@ -15,7 +15,7 @@ from vlm.data import TrainSet
 from vlm.data.tokenizers import Tokenizer
 from vlm.distributed import ControlGroup, Topology
 from vlm.errors import ConfigError
-from vlm.evaluation import check_text
+from vlm.evaluation import check_parts
 from vlm.files import remove_drafts, replacing, writing
 from vlm.inference import (
     TOKENIZER,
@@ -28,10 +28,12 @@ from vlm.models import ModelSpec, described, try_pretrained
 from vlm.training.agreement import (
     check_batch_norm,
     check_best,
+    check_decoders,
     check_freeze,
     check_frozen_weights,
     check_held,
     check_sizes,
+    check_start_token,
     check_taught,
 )
 from vlm.training.broken import BrokenSamples
@@ -66,6 +68,7 @@ def train(run: Run) -> Path:
     check_best(run)
     check_held(run)
     check_taught(run)
+    check_decoders(run)
     engine = run.trainer.engine()
     trainer = run.trainer.build(engine, logger=list(run.loggers))
     run.data.check_world_size(trainer.world_size)
@@ -287,7 +290,7 @@ def _prepare(run: Run) -> Path | None:
     else:
         tokenizer = _new_tokenizer(run, data, init)
     run.objective.check_classes(data.num_classes)
-    check_text(run.evaluators, has_text=run.model.text is not None)
+    check_parts(run.evaluators, run.model)
     for evaluator in run.evaluators.values():
         evaluator.check()
     spec = _spec(run, tokenizer, start, init)
@@ -320,6 +323,7 @@ def _new_tokenizer(run: Run, data: TrainSet, init: InitFrom | None) -> Tokenizer
         tokenizer = init.tokenizer(run.tokenizer.context_length)
     else:
         tokenizer = run.tokenizer.build(data.captions)
+    check_start_token(run, tokenizer)
     warn_of_truncation(data, tokenizer)
     return tokenizer
 

@@ -36,7 +36,7 @@ class TowerOptions:
         Raises:
             ConfigError: batch normalisation in a block that would see each batch twice.
         """
-        for name, tower in _towers(model):
+        for name, tower in model.parts().items():
             found = list(blocks_of(tower))
             if self.activation_checkpointing:
                 _refuse_batch_norm(tower, found, name)
@@ -74,18 +74,14 @@ class TowerOptions:
             # A tower's program is cut where DDP's buckets end, so that they are reduced meanwhile; with one
             # program a block they are anyway.
             torch._dynamo.config.optimize_ddp = self.compile == "towers"
-        for name, tower in _towers(model):
+        for name, tower in model.parts().items():
             for block in blocks_of(tower):
                 if self.compile == "blocks":
-                    _compile(block, any_size=name == "text")
+                    _compile(block, any_size=name != "image")
                 if self.activation_checkpointing:
                     recompute(block)
             if self.compile == "towers":
-                _compile(tower, any_size=name == "text")
-
-
-def _towers(model: DualEncoder) -> tuple[tuple[str, nn.Module], ...]:
-    return tuple((name, tower) for name, (tower, _) in model.towers().items())
+                _compile(tower, any_size=name != "image")
 
 
 def _compile(module: nn.Module, *, any_size: bool) -> None:

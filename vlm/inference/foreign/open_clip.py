@@ -1,4 +1,4 @@
-"""CLIP models of open_clip with its own vision transformer, which has the names of the first CLIP."""
+"""CLIP and CoCa of open_clip with its own vision transformer, which has the names of the first CLIP."""
 
 import json
 import math
@@ -9,6 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from vlm.errors import CheckpointError, ConfigError
+from vlm.inference.foreign import open_clip_coca as coca
 from vlm.inference.foreign.facts import Facts, Foreign, require_equal
 from vlm.inference.foreign.names import num_layers, renamed
 from vlm.inference.foreign.vit import vit
@@ -87,10 +88,11 @@ def read(source: Path, facts: Facts) -> Foreign:
     for name in ("visual.conv1.weight", "visual.proj", "text_projection", "token_embedding.weight"):
         if name not in weights:
             raise CheckpointError(
-                f"{source} has no {name}: only CLIP with open_clip's own vision and text transformers can be "
-                f"imported (it has {', '.join(sorted(weights)[:4])}, ...)"
+                f"{source} has no {name}: only CLIP and CoCa with open_clip's own vision and text "
+                f"transformers can be imported (it has {', '.join(sorted(weights)[:4])}, ...)"
             )
     config, preprocess = _described(source, facts)
+    is_coca = coca.is_coca(weights, config, facts)
     settled = _settle(config, preprocess, facts)
     spec = ModelSpec(
         embed_dim=weights["visual.proj"].shape[1],
@@ -100,9 +102,11 @@ def read(source: Path, facts: Facts) -> Foreign:
         text=_text_spec(weights, config, settled, facts),
     )
     require_equal(config.get("embed_dim"), spec.embed_dim, what="embed_dim", source=source)
+    if is_coca:
+        spec, weights = coca.with_parts(spec, weights, config, facts), coca.with_names(weights)
     text = config.get("text_cfg", {})
     return Foreign(
-        kind="open_clip",
+        kind="open_clip CoCa" if is_coca else "open_clip",
         weights=_converted(weights),
         spec=spec,
         preprocess=facts.preprocess(settled, image_size=spec.image.image_size),
@@ -136,11 +140,21 @@ def _described(source: Path, facts: Facts) -> tuple[dict[str, Any], Mapping[str,
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         config = content.get("model_cfg", content)
-        _require_supported(config["vision_cfg"], _VISION_READ, f"{path}: vision_cfg")
-        _require_supported(config["text_cfg"], _TEXT_READ, f"{path}: text_cfg")
+        _require_all_supported(config, str(path))
         return config, _PREPROCESS | content.get("preprocess_cfg", {})
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CheckpointError(f"{path} is no model description of open_clip: {error!r}") from error
+
+
+def _require_all_supported(config: Mapping[str, Any], where: str) -> None:
+    vision, text = _VISION_READ, _TEXT_READ
+    if coca.DECODER in config:
+        vision, text = vision | coca.VISION_READ, text | coca.TEXT_READ
+        _require_supported(config[coca.DECODER], coca.DECODER_READ, f"{where}: {coca.DECODER}")
+    _require_supported(config["vision_cfg"], vision, f"{where}: vision_cfg")
+    _require_supported(config["text_cfg"], text, f"{where}: text_cfg")
+    if coca.DECODER in config:
+        coca.require_supported(config, where)
 
 
 def _require_supported(values: Mapping[str, Any], read: frozenset[str], where: str) -> None:
@@ -148,8 +162,8 @@ def _require_supported(values: Mapping[str, Any], read: frozenset[str], where: s
         neutral = value is None or value is False or value == {} or value == _NEUTRAL.get(name)
         if name not in read | _IRRELEVANT and not neutral and (name, value) != ("pool_type", "tok"):
             raise CheckpointError(
-                f"{where}.{name}={value!r} has no counterpart in the towers of this project; CLIP with "
-                "open_clip's own vision and text transformers can be imported"
+                f"{where}.{name}={value!r} has no counterpart in the towers of this project; CLIP and CoCa "
+                "with open_clip's own vision and text transformers can be imported"
             )
     if values.get("pool_type", "argmax") not in ("tok", "argmax", "eos"):
         raise CheckpointError(f"{where}.pool_type={values['pool_type']!r} cannot be imported")
@@ -197,7 +211,8 @@ def _text_spec(
 ) -> CausalTextSpec:
     vocab_size, width = weights["token_embedding.weight"].shape
     found = {
-        "context_length": len(weights["positional_embedding"]),
+        # CoCa has a class token behind the text.
+        "context_length": len(weights["positional_embedding"]) - (coca.DECODER in config),
         "vocab_size": vocab_size,
         "width": width,
         "layers": num_layers(weights, "transformer.resblocks"),

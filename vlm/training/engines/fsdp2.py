@@ -10,7 +10,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard, register_f
 from torch.distributed.tensor import DTensor
 
 from vlm.distributed import Topology
-from vlm.models import DualEncoder, blocks_of
+from vlm.models import ENTRANCES, DualEncoder, blocks_of
 from vlm.training.engines.engine import Engine, make_contiguous
 
 
@@ -33,11 +33,11 @@ class Fsdp2(Engine):
         mesh = init_device_mesh(device, (ranks,), mesh_dim_names=("ranks",))
         half = torch.bfloat16 if self.precision == "bf16-mixed" else None
         policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32 if half else None)
-        towers = [tower for tower, _ in model.towers().values()]
-        for module in (*(block for tower in towers for block in blocks_of(tower)), *towers, model):
+        parts = list(model.parts().values())
+        for module in (*(block for part in parts for block in blocks_of(part)), *parts, model):
             # The last to be sharded would stay whole after a forward, and after an evaluation for good.
             fully_shard(module, mesh=mesh, mp_policy=policy, reshard_after_forward=True)
-        for name in ("encode_image", "encode_text"):
+        for name in ENTRANCES:
             register_fsdp_forward_method(model, name)
 
     def _full(self, value: Tensor) -> Tensor:
