@@ -45,7 +45,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/virtual_classes.md": {"bash": 8, "python": 1, "output": 2},
     "docs/guides/hard_negatives.md": {"bash": 3, "python": 1, "output": 2},
     "docs/guides/interpolating.md": {"bash": 6},
-    "docs/guides/captions.md": {"bash": 6, "python": 1},
+    "docs/guides/captions.md": {"bash": 6, "python": 1, "yaml": 1},
     "docs/concepts/sample_order.md": {"python": 2, "output": 2},
     "docs/concepts/gradient_contract.md": {"python": 1, "output": 1},
     "docs/reference/damaged_input.md": {},
