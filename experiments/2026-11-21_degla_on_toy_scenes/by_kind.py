@@ -43,7 +43,9 @@ def shares(run: Path, shards: str, records: list[dict]) -> dict[str, float]:
     right = (images[rows] * embedder.texts([own for _, own, _ in pairs])).sum(1)
     wrong = (images[rows] * embedder.texts([text for _, _, text in pairs])).sum(1)
     won = right > wrong
-    sides = torch.tensor([sorted(THING.findall(own)) == sorted(THING.findall(text)) for _, own, text in pairs])
+    sides = torch.tensor(
+        [sorted(THING.findall(own)) == sorted(THING.findall(text)) for _, own, text in pairs]
+    )
     return {
         "attributes": round(100 * won[~sides].float().mean().item(), 1),
         "sides": round(100 * won[sides].float().mean().item(), 1),

@@ -26,7 +26,9 @@ def main() -> None:
     given = parser.parse_args()
     print("| |", " | ".join(COLUMNS), "| seconds |")
     for arm in ARMS:
-        runs = [run for run in sorted(given.out.glob(f"seed*/{arm}")) if (run.parent / f"{arm}.json").exists()]
+        runs = [
+            run for run in sorted(given.out.glob(f"seed*/{arm}")) if (run.parent / f"{arm}.json").exists()
+        ]
         cells = []
         for name, key in COLUMNS.items():
             values = [value for run in runs if (value := last(run, f"eval/{key}")) is not None]
