@@ -126,6 +126,15 @@ def test_decoders_are_begun_anew_or_left_behind(toy: Path, run: Path) -> None:
             torch.testing.assert_close(value, stored(coca, STEPS)[name], rtol=0, atol=1e-6)
 
 
+def test_a_class_token_keeps_its_position_in_a_shorter_context(toy: Path, run: Path) -> None:
+    sizes = ["model.text.context_length=40", "tokenizer.context_length=40", "resize_positions=true"]
+    words = [*sizes, f"init_from={run}", "optimizer.lr=1e-12", "trainer.max_steps=3"]
+    shorter = stored(train(toy, "shorter", *words), 1)["text.positional_embedding"]
+    longer = stored(run, STEPS)["text.positional_embedding"]
+    torch.testing.assert_close(shorter[:40], longer[:40], rtol=0, atol=1e-6)
+    torch.testing.assert_close(shorter[40], longer[-1], rtol=0, atol=1e-6)
+
+
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -66,7 +66,8 @@ def tower_costs(
     for name, part in model.parts().items():
         recomputed = list(blocks_of(part)) if activation_checkpointing else []
         with _without_values():
-            costs[name] = _cost(_beside(model, name), passes[name], recomputed)
+            modules = model.side(name) if name in model.towers() else (part,)
+            costs[name] = _cost(list(modules), passes[name], recomputed)
     return costs
 
 
@@ -89,16 +90,6 @@ def _passes(model: DualEncoder, text_length: int) -> dict[str, Callable[[int], T
     if model.image_decoder is not None:
         passes["image_decoder"] = partial(_rebuilt, model, text_length)
     return passes
-
-
-def _beside(model: DualEncoder, name: str) -> list[nn.Module]:
-    """A part, and what stands between it and a vector."""
-    beside = [model.parts()[name]]
-    if name in model.towers():
-        beside.append(model.towers()[name][1])
-    if name == "image" and model.image_pooler is not None:
-        beside.append(model.image_pooler)
-    return beside
 
 
 @contextmanager

@@ -79,6 +79,11 @@ class DualEncoder(nn.Module):
             towers["text"] = (self.text, self.text_projection)
         return towers
 
+    def side(self, name: str) -> tuple[nn.Module, ...]:
+        """All that makes the vectors of images, or of texts: the tower, and what follows it."""
+        pooler = self.image_pooler if name == "image" else None
+        return (*self.towers()[name], *([] if pooler is None else [pooler]))
+
     def parts(self) -> dict[str, nn.Module]:
         """The towers without their projections, and the decoders."""
         decoders = {"text_decoder": self.text_decoder, "image_decoder": self.image_decoder}

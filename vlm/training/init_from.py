@@ -4,7 +4,8 @@ import logging
 from collections.abc import Mapping
 from pathlib import Path
 
-from torch import Tensor, nn
+import torch
+from torch import Tensor
 
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer
@@ -127,21 +128,23 @@ class InitFrom:
             if self._in_one_alone(part, model.spec):
                 weights = {name: value for name, value in weights.items() if not name.startswith(names)}
                 weights |= {name: value for name, value in own.items() if name.startswith(names)}
-        self._fit_positions(own, weights, model.image.trunk)
+        self._fit_positions(own, weights, model)
         require_fit(own, weights, where=str(self.checkpoint))
         return weights
 
     def _in_one_alone(self, part: str, spec: ModelSpec) -> bool:
         return (getattr(spec, part) is None) != (getattr(self._description.model, part) is None)
 
-    def _fit_positions(self, own: Mapping[str, Tensor], weights: dict[str, Tensor], trunk: nn.Module) -> None:
+    def _fit_positions(
+        self, own: Mapping[str, Tensor], weights: dict[str, Tensor], model: DualEncoder
+    ) -> None:
         for name, key in (
             (IMAGE_POSITIONS, "model.image.image_size"),
             (TEXT_POSITIONS, "model.text.context_length"),
         ):
             if name not in own or name not in weights or own[name].shape == weights[name].shape:
                 continue
-            resized = _resized(name, weights[name], own[name], trunk)
+            resized = _resized(name, weights[name], own[name], model)
             if resized is None or resized.shape != own[name].shape:
                 continue  # the table of what does not fit names it
             if not self._resize_positions:
@@ -154,9 +157,13 @@ class InitFrom:
             weights[name] = resized
 
 
-def _resized(name: str, positions: Tensor, own: Tensor, trunk: nn.Module) -> Tensor | None:
+def _resized(name: str, positions: Tensor, own: Tensor, model: DualEncoder) -> Tensor | None:
     if name == TEXT_POSITIONS:
-        return resized_row(positions, length=len(own))
+        # A class token's position, the last, stays that of the class token.
+        last = int(getattr(model.text, "class_embedding", None) is not None)
+        tokens = resized_row(positions[: len(positions) - last], length=len(own) - last)
+        return torch.cat([tokens, positions[len(positions) - last :]])
+    trunk = model.image.trunk
     prefix = int(getattr(trunk, "num_prefix_tokens", 0))
     return resized_grid(positions, length=own.shape[1], num_prefix_tokens=prefix)
 

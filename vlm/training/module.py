@@ -242,7 +242,7 @@ class TrainingModule(L.LightningModule):
         return self.engine.teach(self, self.objective, self.average.model)
 
     def _frozen(self) -> tuple[nn.Module, ...]:
-        return () if self.freeze_tower is None else self.towers.towers()[self.freeze_tower]
+        return () if self.freeze_tower is None else self.towers.side(self.freeze_tower)
 
     def _set_seed(self, number: int | None) -> None:
         """For a micro-batch, or for the loss, for which all ranks draw the same."""
