@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from generative import CONTRAST, PATCHES, ROWS, TOWERS, batch, coca, model_of, sycoca
+from generative import CONTRAST, PATCHES, ROWS, TOWERS, batch, coca, mapping_of, model_of, sycoca
 from gloo import run_gloo
 from torch import Tensor
 from torch.nn import functional as F
@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
 from vlm.losses import caption_scores, divide, words_of
-from vlm.models import DualEncoder
+from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.objectives import ClipObjective, Objective
 from vlm.training.accumulation import loss_and_gradients
 from vlm.types import Batch
@@ -268,3 +268,27 @@ def test_settings_out_of_range_are_named(changes: dict[str, Any], key: str) -> N
 def test_a_share_that_hides_no_patch_is_named() -> None:
     with pytest.raises(ConfigError, match=r"objective\.masked_share=0\.01 of 16 patches"):
         step(sycoca(masked_share=0.01), model_of(), batch())
+
+
+@pytest.mark.long
+def test_few_pairs_are_learned_by_heart() -> None:
+    mapping = mapping_of("vit_avg", embed_dim=32)
+    mapping["image"]["options"] |= {"embed_dim": 64, "num_heads": 4}
+    mapping["text"] |= {"width": 64, "heads": 4}
+    mapping["image_decoder"] |= {"width": 64, "heads": 4}
+    torch.manual_seed(0)
+    model, objective = build_model(ModelSpec.from_mapping(mapping)), sycoca(normalise_patches=False)
+    generator = torch.Generator().manual_seed(0)
+    rows = batch(32, wordless=False)
+    smooth = F.interpolate(torch.rand(32, 3, 4, 4, generator=generator), size=16, mode="bilinear")
+    rows["image"] = (255 * smooth).byte()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=2e-3)
+    found = []
+    for _ in range(250):
+        output = objective.loss(model, objective.encode(model, Batch(**rows)))  # type: ignore[typeddict-item]
+        optimizer.zero_grad()
+        output.total.backward()
+        optimizer.step()
+        found.append({name: float(term.detach()) for name, term in output.terms.items()})
+    assert found[-1]["reconstruction"] < found[0]["reconstruction"] / 10
+    assert found[-1]["caption"] < 0.1
