@@ -23,7 +23,7 @@ from foreign_models import clip_folder
 from PIL import Image
 from safetensors.torch import load_file
 from small_shards import image_bytes, write_shards, write_tar
-from toy_run import SIZES, TINY_IMAGE, TINY_MODEL
+from toy_run import SIZES, TINY_IMAGE, TINY_IMAGE_DECODER, TINY_MODEL, TINY_PATCHES, TINY_TEXT
 
 from vlm.cli import main as vlm_command
 from vlm.cli import train as train_command
@@ -116,11 +116,14 @@ def tiny(words: list[str]) -> list[str]:
 def _tiny_training(told: str) -> Iterator[str]:
     yield from ("trainer.max_steps=2", "schedule.warmup_steps=1", "trainer.log_every_n_steps=1")
     yield from ("checkpoint.every_n_steps=1", "evaluation.every_n_steps=2", "trainer.accelerator=cpu")
-    if re.search(r"experiment=(mvt_|lit_|degla_)?toy\b", told):
+    if re.search(r"experiment=(mvt_|lit_|degla_|coca_|sycoca_)?toy\b", told):
         yield from (f"make_data.{name}={count}" for name, count in SIZES.items())
     if "--config-dir" not in told:  # a recipe has a model and a batch size of its own
-        model = TINY_IMAGE if "experiment=mvt_" in told else TINY_MODEL
-        defaults = ["model=toy", *model, "data.global_batch_size=32", "data.num_workers=0"]
+        model = ["model=toy", *(TINY_IMAGE if "experiment=mvt_" in told else TINY_MODEL)]
+        if "coca_toy" in told:
+            decoder = TINY_IMAGE_DECODER if "sycoca_toy" in told else []
+            model = [*TINY_PATCHES, *decoder, *TINY_TEXT]
+        defaults = [*model, "data.global_batch_size=32", "data.num_workers=0"]
         yield from (default for default in defaults if f" {default.partition('=')[0]}=" not in told)
 
 
