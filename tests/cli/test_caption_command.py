@@ -1,6 +1,7 @@
 """`vlm caption`: lines in the order of the pictures, going on where it was, and what is refused."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +37,12 @@ def pictures(tmp_path: Path) -> Path:
     for number in range(7):
         Image.new("RGB", (20, 20), (30 * number, 0, 99)).save(folder / f"{number}.png")
     (folder / "5.jpg").write_text("no picture")
+    (folder / "6.png").rename(folder / "6\u2028六.png")  # where Python would end a line, and a file does not
     return folder
 
 
 def lines_of(path: Path) -> list[dict[str, Any]]:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return [json.loads(line) for line in path.read_bytes().split(b"\n")[:-1]]
 
 
 def test_every_picture_has_a_line_and_a_page_shows_them(
@@ -71,10 +73,20 @@ def test_a_command_that_was_interrupted_goes_on(
 
     write("whole.jsonl")
     whole = (tmp_path / "whole.jsonl").read_bytes()
-    lines = whole.splitlines(keepends=True)
-    (tmp_path / "cut.jsonl").write_bytes(b"".join(lines[:3]) + lines[3][:20])
+    lines = whole.split(b"\n")
+    (tmp_path / "cut.jsonl").write_bytes(b"\n".join(lines[:3]) + b'\n{"row": 3, "caption": "\xe8')
+    shutil.copy(tmp_path / "whole.jsonl.made_by.json", tmp_path / "cut.jsonl.made_by.json")
     assert "3 lines were there" in write("cut.jsonl", "batch_size=2")
     assert (tmp_path / "cut.jsonl").read_bytes() == whole
+
+
+def test_captions_of_another_model_or_decoding_are_not_taken_for_these(
+    checkpoint: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    words = [f"run={checkpoint}", f"images={pictures}", f"out={tmp_path}/c.jsonl"]
+    said_by(monkeypatch, "caption", *words)
+    printed = said_by(monkeypatch, "caption", *words, "decoding.strategy=beam")
+    assert "has captions that were made with another decoding" in printed
 
 
 def test_shards_are_captioned_in_their_order(

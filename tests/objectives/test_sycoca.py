@@ -265,6 +265,14 @@ def test_settings_out_of_range_are_named(changes: dict[str, Any], key: str) -> N
         sycoca(**changes)
 
 
+def test_patches_that_are_no_squares_of_pixels_are_refused() -> None:
+    mapping = mapping_of()
+    mapping["image"]["options"]["patch_size"] = [4, 8]
+    with pytest.raises(ConfigError, match=r"4 x 2 patches of 4 x 8, which are no squares of its 16 pixels"):
+        build_model(ModelSpec.from_mapping(mapping))
+    build_model(ModelSpec.from_mapping(mapping | {"image_decoder": None}))
+
+
 def test_a_share_that_hides_no_patch_is_named() -> None:
     with pytest.raises(ConfigError, match=r"objective\.masked_share=0\.01 of 16 patches"):
         step(sycoca(masked_share=0.01), model_of(), batch())

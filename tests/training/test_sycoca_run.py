@@ -104,9 +104,10 @@ def test_two_ranks_are_the_same_run(toy: Path, run: Path, strategy: str) -> None
 
 
 @pytest.mark.long
-def test_it_runs_compiled_with_recomputed_blocks(toy: Path, run: Path) -> None:
-    words = ["trainer.activation_checkpointing=true", "trainer.compile=blocks"]
-    assert_same_curves(in_processes(toy, "sycoca_compiled", *words), run)
+@pytest.mark.parametrize("compiled", ["blocks", "towers"])
+def test_it_runs_compiled_with_recomputed_blocks(toy: Path, run: Path, compiled: str) -> None:
+    words = ["trainer.activation_checkpointing=true", f"trainer.compile={compiled}"]
+    assert_same_curves(in_processes(toy, f"sycoca_compiled_{compiled}", *words), run)
 
 
 def test_decoders_are_begun_anew_or_left_behind(toy: Path, run: Path) -> None:

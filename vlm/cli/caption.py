@@ -1,5 +1,6 @@
 """`vlm caption`: captions of pictures by a model with a text decoder."""
 
+import dataclasses
 from pathlib import Path
 
 from omegaconf import DictConfig
@@ -19,7 +20,17 @@ def main(config: DictConfig) -> None:
     decoding = build(values["decoding"], "decoding")
     from vlm.distributed import ControlGroup, process_group
     from vlm.evaluation import write_caption_page
-    from vlm.inference import Embedder, load, pictures, read_captions, write_captions
+    from vlm.inference import (
+        EMA,
+        WEIGHTS,
+        Embedder,
+        latest_checkpoint,
+        load,
+        pictures,
+        read_captions,
+        read_description,
+        write_captions,
+    )
 
     out, page = Path(values["out"]), values["report"]
     with process_group() as topology:
@@ -34,7 +45,15 @@ def main(config: DictConfig) -> None:
             bf16=values["bf16"],
             progress=True,
         )
-        done = write_captions(embedder, source, decoding, out, topology=topology, group=group)
+        checkpoint = read_description(latest_checkpoint(values["run"]))
+        made_by = {
+            "run": checkpoint.files[EMA if values["weights"] == "ema" else WEIGHTS]["sha256"],
+            "images": values["images"],
+            "decoding": dataclasses.asdict(decoding),
+        }
+        done = write_captions(
+            embedder, source, decoding, out, topology=topology, group=group, made_by=made_by
+        )
         if not topology.is_main:
             return
         lines = read_captions(out)

@@ -1,14 +1,14 @@
 """Captions that a model writes, against captions that people wrote."""
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import fmean
 from typing import Any, ClassVar, get_args
 
 import numpy as np
 
 from vlm.distributed import gather_objects
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataError
 from vlm.evaluation.caption_metrics import Words, bleu, cider_d, rouge_l
 from vlm.evaluation.caption_sources import CaptionSource, Likelihood
 from vlm.evaluation.caption_words import Language, words_of
@@ -72,6 +72,8 @@ class Captioning:
             for position, (caption, own) in enumerate(zip(written, references.captions, strict=True))
             if caption is not None
         ]
+        if not compared:
+            raise DataError(f"none of the {len(written)} pictures to be captioned can be read")
         found, wanted = [row.words for row in compared], [row.wanted for row in compared]
         cider = cider_d(found, wanted)
         metrics = _scores(found, wanted, cider)
@@ -86,7 +88,11 @@ class Captioning:
             notes["meteor"] = measured
         else:
             metrics["METEOR"] = measured
-        likelihood = self.source.likelihood(embedder, references)
+        readable = [
+            own if caption is not None else []
+            for caption, own in zip(written, references.captions, strict=True)
+        ]
+        likelihood = self.source.likelihood(embedder, replace(references, captions=readable))
         if likelihood is not None:
             metrics["perplexity"] = _perplexity(likelihood)
         examples = _extremes(compared, cider, wanted=self.num_examples)

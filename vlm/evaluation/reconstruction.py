@@ -71,7 +71,7 @@ class Reconstruction:
             metrics={
                 "error": fmean(one.error for one in rebuilt),
                 "error_other": fmean(one.error_under_other for one in rebuilt),
-                "helped": fmean(one.error < one.error_under_other for one in rebuilt),
+                "helped": fmean(_won(one) for one in rebuilt),
             },
             chance={"helped": 0.5, **({"error": 1.0} if self.normalise_patches else {})},
             num_samples=len(rebuilt),
@@ -85,6 +85,10 @@ class Reconstruction:
     def _captions(self) -> list[str]:
         """The first of each sample."""
         return [every_caption(record, self.fields)[0] for record in records_of(self.shards)]
+
+
+def _won(one: Rebuilt) -> float:
+    return 0.5 if one.error == one.error_under_other else float(one.error < one.error_under_other)
 
 
 def _others(captions: Sequence[str]) -> list[str]:

@@ -3,14 +3,14 @@
 import glob
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from vlm.data import ImageFile, ShardSet, open_shards
 from vlm.distributed import ControlGroup, Topology
 from vlm.errors import ConfigError, DataError
-from vlm.files import writing
+from vlm.files import write_json, writing
 from vlm.inference.decoding import Decoding
 from vlm.inference.embed import CaptionLine, Embedder
 
@@ -61,8 +61,13 @@ def write_captions(
     *,
     topology: Topology,
     group: ControlGroup,
+    made_by: Mapping[str, Any],
 ) -> Captioned:
     """Write `out`, a line for each picture in their order: row, key, and caption or why there is none.
+
+    Args:
+        made_by: plain data that says what captions depend on; lines that were made by something else are none
+            of these.
 
     Lines that are there are not made again, so that a command which was interrupted goes on. Every rank calls
     it, and the first writes.
@@ -71,7 +76,7 @@ def write_captions(
         ConfigError: `out` has lines of other pictures, or the model has no text decoder.
         OutputError: it cannot be written; the lines that are there stay.
     """
-    found = group.first_rank_does(lambda: _lines(out, source))
+    found = group.first_rank_does(lambda: _lines(out, source, made_by))
     unreadable = sum(line.unreadable is not None for line in found)
     written = before = len(found)
     for lines in embedder.write(source, decoding, first=before):
@@ -91,9 +96,8 @@ def read_captions(path: Path) -> list[CaptionLine]:
         DataError: a line is none of captions.
     """
     lines = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(keepends=True), 1):
-        if not line.endswith("\n"):
-            break  # written in part
+    # Bytes: a text may hold other ends of lines, and a last line may end within a character.
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], 1):
         try:
             lines.append(CaptionLine(**json.loads(line)))
         except (ValueError, TypeError) as error:
@@ -101,12 +105,21 @@ def read_captions(path: Path) -> list[CaptionLine]:
     return lines
 
 
-def _lines(out: Path, source: ShardSet | list[ImageFile]) -> list[CaptionLine]:
+def _lines(out: Path, source: ShardSet | list[ImageFile], made_by: Mapping[str, Any]) -> list[CaptionLine]:
     """Those that are there, of these pictures; a last one that was written in part is taken away."""
+    beside = out.with_name(f"{out.name}.made_by.json")
     with writing(out):
         out.parent.mkdir(parents=True, exist_ok=True)
         if not out.exists():
+            write_json(beside, dict(made_by), indent=1)
             return []
+        before = json.loads(beside.read_text(encoding="utf-8")) if beside.exists() else None
+        if before != dict(made_by):
+            changed = [name for name in made_by if (before or {}).get(name) != made_by[name]]
+            raise ConfigError(
+                f"out={out} has captions that were made with another {' and '.join(changed)}, as "
+                f"{beside.name} says; choose another file, or delete both"
+            )
         try:
             lines = read_captions(out)
         except DataError as error:
@@ -124,6 +137,5 @@ def _lines(out: Path, source: ShardSet | list[ImageFile]) -> list[CaptionLine]:
                 f"out={out} has {len(lines)} captions, and there are {count} pictures; choose another file, "
                 "or delete it"
             )
-        whole = sum(len(line) for line in out.read_bytes().splitlines(keepends=True)[: len(lines)])
-        os.truncate(out, whole)
+        os.truncate(out, out.read_bytes().rfind(b"\n") + 1)
         return lines

@@ -35,7 +35,7 @@ class Decoding:
         _require_whole("beams", self.beams, least=1)
         _require_whole("seed", self.seed, least=0)
         if self.max_length is not None:
-            _require_whole("max_length", self.max_length, least=1)
+            _require_whole("max_length", self.max_length, least=2)  # with both marks
         if not (_is_number(self.top_p) and 0 < self.top_p <= 1):
             raise ConfigError(f"decoding.top_p={self.top_p} must be above 0 and at most 1")
         if not (_is_number(self.temperature) and 0 < self.temperature < float("inf")):

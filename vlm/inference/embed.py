@@ -181,7 +181,8 @@ class Embedder:
         """What the captions of each picture of a data set cost in nats, and how many tokens they have.
 
         Args:
-            texts: of each sample; what is given for them stands one sample after the other.
+            texts: of each sample; what is given for them stands one sample after the other. Of a picture that
+                cannot be read it means nothing.
         """
         writer = Writer(self.loaded)
         most = max(map(len, texts), default=0)
@@ -190,7 +191,7 @@ class Embedder:
             return writer.costs([texts[row] for row in rows.tolist()], images, rounds=most)
 
         shard_set = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
-        loader = eval_loader(shard_set, **self._loading)
+        loader = eval_loader(shard_set, unreadable=True, **self._loading)
         found = self._each(loader, costs, "weighing captions", shard_set.num_samples)
         pairs = [pair for row in found for pair in row]
         return np.array([cost for cost, _ in pairs], np.float64), np.array([n for _, n in pairs], np.int64)

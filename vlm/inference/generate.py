@@ -69,10 +69,11 @@ def _from_nucleus(
     """
     share, token = (logits / decoding.temperature).softmax(1).sort(dim=1, descending=True)
     before = share.cumsum(1) - share
-    share = share.where(before < decoding.top_p, 0)  # the likeliest is always there
+    there = before < decoding.top_p  # the likeliest always is
+    share = share.where(there, 0)
     reached = share.cumsum(1)
     place = torch.searchsorted(reached, (drawn * reached[:, -1])[:, None], right=True)
-    return token.gather(1, place.clamp(max=share.shape[1] - 1))[:, 0]
+    return token.gather(1, place.minimum(there.sum(1, keepdim=True) - 1))[:, 0]
 
 
 def _beams(

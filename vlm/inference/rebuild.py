@@ -73,6 +73,8 @@ class Rebuilder:
         own, other = map(model.text_states, ids)
         scores = caption_scores(model.image_states(images).each, own.each, words=words_of(own.mask))
         visible, hidden = divide(scores, self._share, by="attentive")
+        if not hidden.shape[1]:
+            raise ConfigError(f"masked_share={self._share} of {scores.shape[1]} patches hides none; raise it")
         tokens = model.visible_patches(images, visible)
         pixels = model.patch_pixels(images)
         target = rows_at(pixels, hidden)

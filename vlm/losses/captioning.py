@@ -24,6 +24,8 @@ def caption_likelihood(
     there = mask[:, 1:]
     # -100 is torch's name for a place that costs nothing and has no gradient.
     target = text[:, 1:].masked_fill(~there, -100)
+    # An engine may have cast the decoder.
+    logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
     cost = F.cross_entropy(logits[:, :-1].transpose(1, 2), target, reduction="none")
     return cost.sum(1), there.sum(1)
 

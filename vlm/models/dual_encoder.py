@@ -271,6 +271,7 @@ def _text_decoder(model: DualEncoder, spec: ModelSpec) -> TextDecoder | None:
 def _image_decoder(model: DualEncoder, spec: ModelSpec) -> ImageDecoder | None:
     if spec.image_decoder is None or model.text is None:
         return None
+    model.image.patches.check_square(spec.image)
     return ImageDecoder(spec.image_decoder, patches=model.image.patches, text_width=model.text.width)
 
 

@@ -100,7 +100,8 @@ class TimmTower(nn.Module):
         prefix = self._patches.num_prefix
         patches = features[:, prefix:]
         with torch.no_grad():
-            each = self._patches.each_pooled(patches) if self._pools else patches.detach()
+            # A copy: a compiled tower cannot give two views of the same tokens.
+            each = self._patches.each_pooled(patches) if self._pools else patches.detach().clone()
         return ImageFeatures(vector, features[:, :prefix], patches, each)
 
     def normalised(self, image: UInt8[Tensor, "b 3 h w"] | Float[Tensor, "b 3 h w"]) -> Tensor:

@@ -53,6 +53,23 @@ class Patches:
         """Of an image."""
         return self.grid[0] * self.grid[1]
 
+    def check_square(self, spec: ImageTowerSpec) -> None:
+        """Check that each patch is a square of the image's own pixels, and all together the image.
+
+        Raises:
+            ConfigError: as of a tower whose patches are of a convolutional network's features.
+        """
+        embed: Any = self.trunk.get_submodule("patch_embed")
+        sizes = tuple(embed.patch_size)
+        covered = tuple(side * self.size for side in self.grid)
+        if len(set(sizes)) > 1 or covered != (spec.image_size, spec.image_size):
+            raise ConfigError(
+                f"model.image.name={spec.name!r} has {self.grid[0]} x {self.grid[1]} patches of {sizes[0]} x "
+                f"{sizes[-1]}, which are no squares of its {spec.image_size} pixels that "
+                "model.image_decoder could rebuild; take another tower, or set model.image_decoder=null "
+                "and objective=coca"
+            )
+
     @contextmanager
     def kept(self, places: Int64[Tensor, "b k"] | None) -> Iterator[None]:
         """Let the trunk see these patches of each image alone; None: all."""
