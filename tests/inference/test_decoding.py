@@ -8,7 +8,7 @@ from vlm.inference import Decoding
 
 
 def test_the_limits_themselves_are_allowed() -> None:
-    for changed in ({"top_p": 1.0}, {"temperature": 1e-3}, {"max_length": 1}, {"strategy": "beam"}):
+    for changed in ({"top_p": 1.0}, {"temperature": 1e-3}, {"max_length": 2}, {"strategy": "beam"}):
         Decoding(**GREEDY | changed)
 
 
