@@ -37,9 +37,9 @@ def tiny_loaded() -> Loaded:
     return Loaded(build_model(spec).eval(), preprocess, tokenizer)
 
 
-def save_tiny(folder: Path, *, step: int = 7) -> Path:
-    """`tiny_loaded` as a checkpoint."""
-    loaded = tiny_loaded()
+def save_tiny(folder: Path, *, step: int = 7, loaded: Loaded | None = None) -> Path:
+    """`tiny_loaded`, or another model, as a checkpoint."""
+    loaded = loaded or tiny_loaded()
     save_model(
         folder,
         weights=loaded.model.state_dict(),

@@ -11,22 +11,10 @@ from PIL import Image
 from tiny import save_tiny, write_tiny_shards
 from typed import said_by
 
-from vlm.inference import save_model
-
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder, loaded = tmp_path_factory.mktemp("model") / "writer", writer()
-    save_model(
-        folder,
-        weights=loaded.model.state_dict(),
-        spec=loaded.model.spec,
-        preprocess=loaded.preprocess,
-        tokenizer=loaded.tokenizer,
-        step=1,
-        config={},
-    )
-    return folder
+    return save_tiny(tmp_path_factory.mktemp("model") / "writer", loaded=writer())
 
 
 @pytest.fixture

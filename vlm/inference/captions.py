@@ -65,12 +65,12 @@ def write_captions(
 ) -> Captioned:
     """Write `out`, a line for each picture in their order: row, key, and caption or why there is none.
 
+    Lines that are there are not made again, so that a command which was interrupted goes on. Every rank calls
+    it, and the first writes.
+
     Args:
         made_by: plain data that says what captions depend on; lines that were made by something else are none
             of these.
-
-    Lines that are there are not made again, so that a command which was interrupted goes on. Every rank calls
-    it, and the first writes.
 
     Raises:
         ConfigError: `out` has lines of other pictures, or the model has no text decoder.

@@ -138,7 +138,7 @@ class Embedder:
         Raises:
             ConfigError: the model has no text decoder.
         """
-        source = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
+        source = open_shards(shards, key="shards")
         return [line.caption for lines in self.write(source, decoding) for line in lines]
 
     def captions_of_files(self, files: Sequence[ImageFile], decoding: Decoding) -> list[str | None]:
@@ -190,7 +190,7 @@ class Embedder:
         def costs(model: DualEncoder, images: Tensor, rows: Tensor) -> list[list[tuple[float, int]]]:
             return writer.costs([texts[row] for row in rows.tolist()], images, rounds=most)
 
-        shard_set = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
+        shard_set = open_shards(shards, key="shards")
         loader = eval_loader(shard_set, unreadable=True, **self._loading)
         found = self._each(loader, costs, "weighing captions", shard_set.num_samples)
         pairs = [pair for row in found for pair in row]
@@ -223,7 +223,7 @@ class Embedder:
             own, other = ([given[row] for row in numbers] for given in (texts, others))
             return rebuilder(images, own, other, shown=[row in shown for row in numbers])
 
-        shard_set = open_shards((shards,) if isinstance(shards, str) else tuple(shards), key="shards")
+        shard_set = open_shards(shards, key="shards")
         loader = eval_loader(shard_set, **self._loading)
         return self._each(loader, compute, "rebuilding pictures", shard_set.num_samples)
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from vlm.errors import ConfigError
 from vlm.inference.load import Loaded
-from vlm.losses import caption_scores, divide, patch_error, words_of
+from vlm.losses import brightness_and_contrast, caption_scores, divide, patch_error, words_of
 from vlm.models import unpatchify
 from vlm.types import TextStates, rows_at
 
@@ -95,8 +95,8 @@ class Rebuilder:
         """What was rebuilt up to brightness and contrast, with those of the hidden patch itself."""
         if not self._normalise:
             return guess
-        variance, mean = torch.var_mean(target, dim=2, keepdim=True)
-        return guess * (variance + 1e-6).sqrt() + mean
+        brightness, contrast = brightness_and_contrast(target)
+        return guess * contrast + brightness
 
     def _pictures(self, pixels: Tensor, hidden: Tensor, guesses: Sequence[Tensor]) -> Pictures:
         found = [pixels]

@@ -71,9 +71,7 @@ class Writer:
             ids = self._tokenizer([texts[row][number] for row in rows] or [""]).to(images.device)
             text = self._model.text_states(ids)
             chosen = ImageStates(*(part[rows or [0]] for part in states))
-            cost, tokens = caption_likelihood(
-                self._model.caption_logits(chosen, text).float(), ids, mask=text.mask
-            )
+            cost, tokens = caption_likelihood(self._model.caption_logits(chosen, text), ids, mask=text.mask)
             for row, pair in zip(rows, zip(cost.tolist(), tokens.tolist(), strict=True), strict=False):
                 found[row].append(pair)
         return found

@@ -21,7 +21,14 @@ from vlm.losses.cost import (
 )
 from vlm.losses.grounded import grounded_contrast, negatives_of_other_anchors, squared_distance
 from vlm.losses.margin_softmax import ClassLogits, Margin, class_logits, margin_softmax, mlcd
-from vlm.losses.masked_image import MaskBy, caption_scores, divide, patch_error, words_of
+from vlm.losses.masked_image import (
+    MaskBy,
+    brightness_and_contrast,
+    caption_scores,
+    divide,
+    patch_error,
+    words_of,
+)
 
 __all__ = [
     "IMPLEMENTATIONS",
@@ -32,6 +39,7 @@ __all__ = [
     "LossCost",
     "Margin",
     "MaskBy",
+    "brightness_and_contrast",
     "caption_likelihood",
     "caption_scores",
     "choose_implementation",

@@ -59,6 +59,14 @@ def divide(
     return stay.sort(dim=1).values, taken.sort(dim=1).values
 
 
+def brightness_and_contrast(
+    pixels: Float[Tensor, "b h p"],
+) -> tuple[Float[Tensor, "b h 1"], Float[Tensor, "b h 1"]]:
+    """Mean and deviation of each patch, the latter never 0."""
+    variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
+    return mean, (variance + 1e-6).sqrt()
+
+
 def patch_error(
     predicted: Float[Tensor, "b h p"], pixels: Float[Tensor, "b h p"], *, normalise: bool
 ) -> Float[Tensor, " b"]:
@@ -72,6 +80,6 @@ def patch_error(
     """
     pixels = pixels.to(torch.promote_types(pixels.dtype, torch.float32))
     if normalise:
-        variance, mean = torch.var_mean(pixels, dim=2, keepdim=True)
-        pixels = (pixels - mean) / (variance + 1e-6).sqrt()
+        brightness, contrast = brightness_and_contrast(pixels)
+        pixels = (pixels - brightness) / contrast
     return (predicted.to(pixels.dtype) - pixels).square().mean((1, 2))
