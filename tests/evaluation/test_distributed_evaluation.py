@@ -1,7 +1,10 @@
+from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
+import numpy as np
 import pytest
 from gloo import run_gloo
 from tiny import COLOURS, tiny_loaded, write_tiny_cases, write_tiny_shards
@@ -22,10 +25,25 @@ from vlm.evaluation import (
     nearest_neighbours,
     run_suite,
 )
+from vlm.evaluation.outcomes import Outcomes
 from vlm.inference import Embedder
 
 BATCH_SIZES = (2, 6)  # 7 and 3 batches of pictures: some ranks have none, of 2 as of 4
 TEXTS = [f"a {name} square" for name in COLOURS for _ in range(2)] + ["红色的正方形", "a"]
+
+
+def plain(outcomes: Outcomes) -> dict[str, Any]:
+    """Lists, which compare; a value that does not count is None."""
+    return {
+        "picture": outcomes.picture.tolist(),
+        "values": {
+            metric: [None if np.isnan(value) else value for value in values.tolist()]
+            for metric, values in outcomes.values.items()
+        },
+        "balanced": sorted(outcomes.balanced),
+        "category": list(outcomes.category),
+        "answer": list(outcomes.answer),
+    }
 
 
 def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
@@ -65,6 +83,7 @@ def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
             "notes": {name: result.notes for name, result in results.items()},
             "text_only": {name: result.text_only for name, result in results.items()},
             "details": {name: result.details for name, result in results.items()},
+            "outcomes": {name: list(map(plain, result.outcomes)) for name, result in results.items()},
         }
     return found
 
@@ -87,6 +106,35 @@ def test_every_rank_gets_exactly_what_one_process_gets(
     shards: str, alone: dict[int, dict[str, Any]], tmp_path: Path, world_size: int
 ) -> None:
     assert run_gloo(evaluate_all, world_size, tmp_path, shards) == [alone] * world_size
+
+
+NO_MEANS = ("median_rank", "tot_acc", "text_score", "image_score", "group_score")
+
+
+def test_a_metric_is_the_mean_of_its_outcomes(alone: dict[int, dict[str, Any]]) -> None:
+    for name, metrics in alone[6]["metrics"].items():
+        rebuilt: dict[str, float] = {}
+        for part in alone[6]["outcomes"][name]:
+            assert len(part["picture"]) == len(part["category"]) == len(part["answer"])
+            for metric, values in part["values"].items():
+                by_category: dict[str, list[float]] = defaultdict(list)
+                for category, value in zip(part["category"], values, strict=True):
+                    if value is not None:
+                        by_category[category if metric in part["balanced"] else ""].append(value)
+                rebuilt[metric] = fmean(map(fmean, by_category.values()))
+        expected = {metric: value for metric, value in metrics.items() if not metric.endswith(NO_MEANS)}
+        assert rebuilt == pytest.approx(expected, abs=1e-12), name
+
+
+def test_a_right_picture_is_answered_by_its_class(alone: dict[int, dict[str, Any]]) -> None:
+    for name, metric in (("zero_shot", "acc1"), ("knn", "knn_acc1"), ("probe", "lp_acc1")):
+        (part,) = alone[6]["outcomes"][name]
+        said = [a == c for a, c in zip(part["answer"], part["category"], strict=True)]
+        right = [value == 1 for value in part["values"][metric]]
+        assert not any(r and not s for r, s in zip(right, said, strict=True)), (
+            name
+        )  # a tie is said, not right
+        assert set(part["category"]) <= set(COLOURS) | {f"a {name} square" for name in COLOURS} | {*"0123"}
 
 
 def captions_alone(shards: str) -> dict[str, float]:

@@ -14,6 +14,7 @@ from vlm.evaluation.caption_sources import CaptionSource, Likelihood
 from vlm.evaluation.caption_words import Language, words_of
 from vlm.evaluation.evaluator import Result
 from vlm.evaluation.meteor import NoMeteorError, meteor
+from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.inference import Decoding, Embedder
 from vlm.schema import from_mapping
 
@@ -104,6 +105,7 @@ class Captioning:
             num_samples=len(compared),
             details={"examples": examples, "pictures": shown, **self.source.shown(shown)},
             notes=notes,
+            outcomes=(_outcomes(compared, cider),),
         )
 
     def _words(self, caption: str) -> Words:
@@ -134,6 +136,19 @@ def _scores(
         "exact_match": fmean(words in own for words, own in zip(found, wanted, strict=True)),
         "mean_length": fmean(map(len, found)),
     }
+
+
+def _outcomes(compared: Sequence[_Compared], cider: Sequence[float]) -> Outcomes:
+    return outcomes(
+        "picture",
+        {
+            "ROUGE_L": [rouge_l(row.words, row.wanted) for row in compared],
+            "CIDEr": cider,
+            "exact_match": [row.words in row.wanted for row in compared],
+        },
+        picture=[row.position for row in compared],
+        answer=[row.caption for row in compared],
+    )
 
 
 def _perplexity(likelihood: Likelihood) -> float:

@@ -2,10 +2,11 @@
 
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -27,6 +28,7 @@ from vlm.evaluation.case_scores import (
 )
 from vlm.evaluation.cases import Cases, CaseSource
 from vlm.evaluation.evaluator import Result
+from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.text_only import text_only_contests
 from vlm.inference import Embedder
 
@@ -138,6 +140,7 @@ class Compositional:
                 **self.source.shown(shown),
             },
             notes=notes,
+            outcomes=_outcomes(cases, contests, found.metrics, self.macro),
         )
 
     def _measure_cases(
@@ -168,6 +171,33 @@ class Compositional:
                 own = by_category(cases.cases, credits, name="acc", macro=self.macro)
             self._text_only = gather_objects(own)[0]
         return self._text_only
+
+
+def _outcomes(
+    cases: Cases, contests: Sequence[Contest], metrics: Mapping[str, float], macro: Macro
+) -> tuple[Outcomes, ...]:
+    """Of each case with true and false captions, whether it is won."""
+    rows = [row for row, contest in enumerate(contests) if contest.is_open]
+    if not rows:
+        return ()
+    won = np.array([contests[row].credit for row in rows])
+    names = [cases.cases[row].category or "" for row in rows]
+    values = {"acc": won} if "acc" in metrics else {}
+    for category in dict.fromkeys(filter(None, names)):
+        values[metric_of(category, "acc")] = np.where([name == category for name in names], won, np.nan)
+    if "macro_acc" in metrics:
+        counts = Counter(filter(None, names))
+        counted = [name in counts and macro.counts(name, counts[name]) for name in names]
+        values["macro_acc"] = np.where(counted, won, np.nan)
+    return (
+        outcomes(
+            "case",
+            values,
+            picture=[cases.picture[row] for row in rows],
+            category=names,
+            balanced=["macro_acc"],
+        ),
+    )
 
 
 def _require_contests(cases: Cases) -> None:

@@ -6,6 +6,7 @@ from typing import Any, ClassVar, Protocol, runtime_checkable
 
 from vlm.data import open_shards, read_records
 from vlm.errors import ConfigError, DataError
+from vlm.evaluation.outcomes import Outcomes
 from vlm.inference import Embedder
 from vlm.models import ModelSpec
 
@@ -32,6 +33,8 @@ class Result:
     """What is no score but belongs to them, such as the weight that a sweep chose."""
     text_only: Mapping[str, float] = field(default_factory=dict)
     """What a reader of the captions alone gets, for the metrics where that can be said."""
+    outcomes: tuple[Outcomes, ...] = field(default=(), compare=False)
+    """What each query got, for the metrics that are means over queries; each metric stands in one of them."""
 
 
 @runtime_checkable

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.evaluator import Patterns, Result, patterns, records_of, spread
+from vlm.evaluation.fields import label_of
 from vlm.evaluation.labelled import labels_of, numbered, refuse_common_shards
+from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.over_ranks import over_ranks
 from vlm.evaluation.ranking import chance_of_hit, group_sizes, scores, top_matches
 from vlm.inference import Embedder
@@ -121,6 +123,16 @@ class ImageRetrieval:
                 "examples": examples,
                 "pictures": sorted(shown | {example["position"] for example in examples}),
             },
+            outcomes=(self._outcomes(found, counted, query.records),),
+        )
+
+    def _outcomes(self, found: Precision, counted: Tensor, records: list[dict[str, Any]]) -> Outcomes:
+        recalls = {f"image_to_image_recall@{k}": found.rank <= k for k in self.recall_at}
+        return outcomes(
+            "picture",
+            recalls | {"map": found.average, "map@r": found.average_at_r},
+            picture=counted,
+            category=[str(label_of(records[row], self.label)) for row in counted.tolist()],
         )
 
     def _queries(self, query: list[dict[str, Any]], gallery: list[dict[str, Any]] | None) -> Queries:

@@ -13,6 +13,7 @@ from vlm.data import open_shards
 from vlm.errors import DataError
 from vlm.evaluation.evaluator import Patterns, patterns, records_of
 from vlm.evaluation.fields import Label, label_of
+from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.inference import Embedder
 
 NUM_CONFUSED = 15
@@ -102,6 +103,19 @@ def mean_per_class_recall(right: Bool[Tensor, " n"], label: Int64[Tensor, " n"])
     counts = label.bincount()
     hits = label.bincount(weights=right.double())
     return (hits / counts)[counts > 0].mean().item()
+
+
+def class_outcomes(
+    accuracy: str, right: Bool[Tensor, " n"], guess: Int64[Tensor, " n"], data: LabelledFeatures
+) -> Outcomes:
+    """Of a test set: `accuracy`, and the recall averaged over classes."""
+    return outcomes(
+        "picture",
+        {accuracy: right, "mean_per_class_recall": right},
+        category=[data.classes[label] for label in data.test_label.tolist()],
+        answer=[data.classes[label] for label in guess.tolist()],
+        balanced=["mean_per_class_recall"],
+    )
 
 
 def most_confused(

@@ -13,7 +13,13 @@ from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.evaluator import Patterns, Result, spread
-from vlm.evaluation.labelled import LabelledFeatures, TrainTest, mean_per_class_recall, most_confused
+from vlm.evaluation.labelled import (
+    LabelledFeatures,
+    TrainTest,
+    class_outcomes,
+    mean_per_class_recall,
+    most_confused,
+)
 from vlm.evaluation.logistic_regression import LinearClassifier, LogisticRegression
 from vlm.evaluation.over_ranks import over_ranks
 from vlm.inference import Embedder
@@ -142,6 +148,7 @@ class LinearProbe:
                 "examples": examples,
                 "pictures": [example["sample"] for example in examples],
             },
+            outcomes=(class_outcomes("lp_acc1", right, guess, data),),
         )
 
 

@@ -12,7 +12,13 @@ from torch import Tensor
 
 from vlm.errors import ConfigError
 from vlm.evaluation.evaluator import Patterns, Result, spread
-from vlm.evaluation.labelled import LabelledFeatures, TrainTest, mean_per_class_recall, most_confused
+from vlm.evaluation.labelled import (
+    LabelledFeatures,
+    TrainTest,
+    class_outcomes,
+    mean_per_class_recall,
+    most_confused,
+)
 from vlm.evaluation.over_ranks import over_ranks
 from vlm.evaluation.ranking import scores
 from vlm.inference import Embedder
@@ -95,6 +101,7 @@ class NearestNeighbours:
                 "examples": examples,
                 "pictures": sorted({*shown, *(example["position"] for example in examples)}),
             },
+            outcomes=(class_outcomes("knn_acc1", votes.right, votes.guess, data),),
         )
 
     def _check_k(self, num_train: int) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from vlm.evaluation.evaluator import Result, records_of, spread
 from vlm.evaluation.fields import Label, every_caption, label_of
+from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.ranking import chance_of_hit, group_sizes, rank_relevant, top_matches
 from vlm.inference import Embedder
 
@@ -68,6 +69,10 @@ class Retrieval:
                 "captions_found": captions_found,
                 "pictures": sorted(shown | {query["position"] for query in captions_found}),
             },
+            outcomes=(
+                _outcomes("caption", "image", by_text.ranks, picture=owner),
+                _outcomes("picture", "text", by_image.ranks),
+            ),
         )
 
     def _captions(self, records: list[dict[str, Any]]) -> tuple[list[str], Int64[Tensor, " m"]]:
@@ -128,6 +133,11 @@ class _Search:
             }
             for query, items, item_scores in zip(chosen, found.tolist(), scores.tolist(), strict=True)
         ]
+
+
+def _outcomes(query: str, found: str, rank: Tensor, *, picture: Tensor | None = None) -> Outcomes:
+    recalls = {f"{found}_retrieval_recall@{k}": rank <= k for k in RECALLS}
+    return outcomes(query, recalls | {f"{found}_retrieval_mean_rank": rank}, picture=picture)
 
 
 def retrieval_metrics(found: str, rank: Int64[Tensor, " n"]) -> dict[str, float]:

@@ -1,6 +1,6 @@
 """Zero-shot classification: which class name, put into sentences, is nearest to the picture."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,6 +14,7 @@ from vlm.evaluation.class_names import ClassNames, ClassSource
 from vlm.evaluation.evaluator import Result, records_of, spread
 from vlm.evaluation.fields import Label, label_of, read_text
 from vlm.evaluation.labelled import mean_per_class_recall, most_confused
+from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.ranking import Ranking, chance_of_hit, group_sizes, rank_relevant, top_matches
 from vlm.inference import Embedder
 
@@ -71,9 +72,10 @@ class ZeroShot:
         vectors = class_vectors(embedder, classes.names, self._sentences)
         ranking = rank_relevant(images.features, vectors, query_group=label, gallery_group=class_group)
         examples = _examples(images.features, vectors, ranking, class_group, classes)
+        metrics = zero_shot_metrics(ranking.rank, label, num_names=len(classes.names))
         return Result(
             task="zeroshot_classification",
-            metrics=zero_shot_metrics(ranking.rank, label, num_names=len(classes.names)),
+            metrics=metrics,
             chance=zero_shot_chance(label, class_group),
             num_samples=len(label),
             details={
@@ -84,6 +86,7 @@ class ZeroShot:
                 "examples": examples,
                 "pictures": [example["sample"] for example in examples],
             },
+            outcomes=(_outcomes(ranking, metrics, class_group, classes),),
         )
 
     def _labels(self, records: list[dict[str, Any]], known: set[Label]) -> list[Label]:
@@ -155,11 +158,32 @@ def _ks(num_names: int) -> list[int]:
     return [k for k in (1, 5) if k <= num_names]
 
 
-def _most_confused(ranking: Ranking, class_group: Tensor, classes: ClassNames) -> list[dict[str, Any]]:
-    """Pairs of labels by how often pictures of the one were given to the other."""
+def _outcomes(
+    ranking: Ranking, metrics: Mapping[str, float], class_group: Tensor, classes: ClassNames
+) -> Outcomes:
+    """Each picture's class, by its first name, and that of the name that stands first."""
+    name_of = _first_names(class_group, classes)
+    right = ranking.rank <= 1
+    named = torch.where(right, ranking.best, ranking.rival)
+    return outcomes(
+        "picture",
+        {metric: ranking.rank <= (5 if metric == "acc5" else 1) for metric in metrics},
+        category=[name_of[group] for group in class_group[ranking.best].tolist()],
+        answer=[name_of[group] for group in class_group[named].tolist()],
+        balanced=["mean_per_class_recall"],
+    )
+
+
+def _first_names(class_group: Tensor, classes: ClassNames) -> dict[int, str]:
     name_of: dict[int, str] = {}
     for name, group in zip(classes.names, class_group.tolist(), strict=True):
         name_of.setdefault(group, name)
+    return name_of
+
+
+def _most_confused(ranking: Ranking, class_group: Tensor, classes: ClassNames) -> list[dict[str, Any]]:
+    """Pairs of labels by how often pictures of the one were given to the other."""
+    name_of = _first_names(class_group, classes)
     wrong = ranking.rank > 1
     true, guess = class_group[ranking.best[wrong]], class_group[ranking.rival[wrong]]
     return most_confused(true, guess, name_of)
