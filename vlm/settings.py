@@ -186,6 +186,28 @@ class CaptionSettings:
     bf16: bool = MISSING
 
 
+@dataclass
+class SweepSettings:
+    """Root keys of `vlm sweep`."""
+
+    checkpoints: Any = MISSING
+    weights: str = MISSING
+    datasets: Any = MISSING
+    clip_benchmark: Any = MISSING
+    tasks: Any = None
+    languages: Any = None
+    out: str = MISSING
+    cache: str | None = None
+    paths: PathSettings = MISSING
+    open_clip: Any = MISSING
+    part: int | None = None
+    parts: int | None = None
+    device: str = MISSING
+    batch_size: int = MISSING
+    num_workers: int = MISSING
+    bf16: bool = MISSING
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
     store = ConfigStore.instance()
@@ -194,6 +216,7 @@ def register_schemas() -> None:
     store.store(name="interpolate_schema", node=InterpolateSettings)
     store.store(name="embed_schema", node=EmbedSettings)
     store.store(name="caption_schema", node=CaptionSettings)
+    store.store(name="sweep_schema", node=SweepSettings)
     store.store(name="cluster_schema", node=ClusterSettings)
     store.store(name="negatives_schema", node=NegativesSettings)
 

@@ -4,9 +4,21 @@ from vlm.evaluation.caption_page import write_caption_page
 from vlm.evaluation.caption_sources import CaptionsFromCoco, CaptionsFromShards
 from vlm.evaluation.captioning import Captioning
 from vlm.evaluation.cases import CasesFromFiles, CasesFromShards
-from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, ClassesFromText
+from vlm.evaluation.class_names import (
+    ClassesFromJson,
+    ClassesFromJsonLists,
+    ClassesFromShards,
+    ClassesFromText,
+)
 from vlm.evaluation.clip_benchmark import clip_benchmark
 from vlm.evaluation.compositional import Compositional
+from vlm.evaluation.datasets import (
+    CaseData,
+    ClassificationData,
+    ClipBenchmarkData,
+    DataSet,
+    RetrievalData,
+)
 from vlm.evaluation.evaluator import Evaluator, Result, check_parts, run_suite
 from vlm.evaluation.image_retrieval import ImageRetrieval
 from vlm.evaluation.linear_probe import LinearProbe
@@ -21,12 +33,17 @@ __all__ = [
     "Captioning",
     "CaptionsFromCoco",
     "CaptionsFromShards",
+    "CaseData",
     "CasesFromFiles",
     "CasesFromShards",
     "ClassesFromJson",
+    "ClassesFromJsonLists",
     "ClassesFromShards",
     "ClassesFromText",
+    "ClassificationData",
+    "ClipBenchmarkData",
     "Compositional",
+    "DataSet",
     "Evaluator",
     "ImageRetrieval",
     "LinearProbe",
@@ -34,6 +51,7 @@ __all__ = [
     "Reconstruction",
     "Result",
     "Retrieval",
+    "RetrievalData",
     "ZeroShot",
     "check_parts",
     "clip_benchmark",

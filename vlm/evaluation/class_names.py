@@ -72,6 +72,32 @@ class ClassesFromJson:
 
 
 @dataclass(frozen=True)
+class ClassesFromJsonLists:
+    """A json object of lists of names, by language or by data set; the label of a name is its place, from 0.
+
+    CLIP_benchmark's `en_classnames.json` is one, with data sets as keys.
+    """
+
+    path: str
+    key: str
+
+    def read(self) -> ClassNames:
+        """Raises `ConfigError` where there is no such file or key, `DataError` where it holds no names."""
+        try:
+            content = json.loads(read_text(_existing(self.path)))
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{self.path} is no json: {error}") from error
+        if not isinstance(content, dict):
+            raise DataError(f"{self.path} has to hold a json object of lists of names")
+        if self.key not in content:
+            raise ConfigError(f"classes.key={self.key} is not in {self.path}; it has {', '.join(content)}")
+        names = content[self.key]
+        if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
+            raise DataError(f"{self.path}: {self.key!r} has to hold a list of names")
+        return ClassNames(names=names, labels=list(range(len(names))))
+
+
+@dataclass(frozen=True)
 class ClassesFromShards:
     """The distinct captions of shards, each with the label of the samples that carry it."""
 

@@ -1,5 +1,7 @@
 """Data sets in CLIP_benchmark's layout, found by their folder alone."""
 
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
 from vlm.errors import ConfigError
@@ -12,34 +14,63 @@ _DIGITS = 6
 """Of the number of shards; a damaged file may name any."""
 
 
-def clip_benchmark(root: str, split: str) -> ZeroShot | Retrieval:
-    """The evaluation that the folder `root` describes.
+@dataclass(frozen=True)
+class ClipBenchmarkFolder:
+    """What such a folder holds.
 
     `dataset_type.txt` says `retrieval` for image-text retrieval (captions in `txt`, one a line); any other
     folder is a classification with `classnames.txt`, `zeroshot_classification_templates.txt` and labels in
     `cls`. The shards are `<split>/0.tar` and on, as many as `<split>/nshards.txt` says.
 
     Raises:
+        ConfigError: on reading, where a file of the layout is missing.
+    """
+
+    root: Path
+
+    @cached_property
+    def kind(self) -> str:
+        """`classification` or `retrieval`."""
+        file = self.root / "dataset_type.txt"
+        kind = _read(file) if file.exists() else "classification"
+        if kind not in ("classification", "retrieval"):
+            raise ConfigError(f"{file} says {kind!r}; classification and retrieval are understood")
+        return kind
+
+    @property
+    def names(self) -> Path:
+        """The file of class names."""
+        return self.root / "classnames.txt"
+
+    @property
+    def templates(self) -> Path:
+        """The file of templates."""
+        return self.root / "zeroshot_classification_templates.txt"
+
+    def has(self, split: str) -> bool:
+        """Whether there is such a split."""
+        return (self.root / split / "nshards.txt").is_file()
+
+    def shards(self, split: str) -> list[str]:
+        """The shards of a split."""
+        file = self.root / split / "nshards.txt"
+        count = _read(file)
+        if not count.isdecimal() or len(count) > _DIGITS:
+            raise ConfigError(f"{file} says {count[:40]!r}, which is no number of shards")
+        return [str(self.root / split / f"{number}.tar") for number in range(int(count))]
+
+
+def clip_benchmark(root: str, split: str) -> ZeroShot | Retrieval:
+    """The evaluation that a folder describes, as `ClipBenchmarkFolder` reads it.
+
+    Raises:
         ConfigError: a file of the layout is missing, or the kind is not one of the two.
     """
-    folder = Path(root)
-    count_file = folder / split / "nshards.txt"
-    count = _read(count_file)
-    if not count.isdecimal() or len(count) > _DIGITS:
-        raise ConfigError(f"{count_file} says {count[:40]!r}, which is no number of shards")
-    shards = [str(folder / split / f"{number}.tar") for number in range(int(count))]
-    kind_file = folder / "dataset_type.txt"
-    kind = _read(kind_file) if kind_file.exists() else "classification"
-    if kind == "retrieval":
+    folder = ClipBenchmarkFolder(Path(root))
+    shards = folder.shards(split)
+    if folder.kind == "retrieval":
         return Retrieval(shards, "txt", relevance=None)
-    if kind != "classification":
-        raise ConfigError(f"{kind_file} says {kind!r}; classification and retrieval are understood")
-    return ZeroShot(
-        shards,
-        ClassesFromText(str(folder / "classnames.txt")),
-        label="cls",
-        templates=str(folder / "zeroshot_classification_templates.txt"),
-    )
+    return ZeroShot(shards, ClassesFromText(str(folder.names)), label="cls", templates=str(folder.templates))
 
 
 def _read(path: Path) -> str:

@@ -82,6 +82,7 @@ class ZeroShot:
                 "shards": self.shards,
                 "num_names": len(classes.names),
                 "num_labels": len(ids),
+                "num_templates": len(self._sentences),
                 "confused": _most_confused(ranking, class_group, classes),
                 "examples": examples,
                 "pictures": [example["sample"] for example in examples],

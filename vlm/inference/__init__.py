@@ -3,6 +3,7 @@
 from vlm.inference.captions import Captioned, pictures, read_captions, write_captions
 from vlm.inference.checkpoint import (
     CONFIG,
+    DESCRIPTION,
     EMA,
     TOKENIZER,
     WEIGHTS,
@@ -28,6 +29,7 @@ from vlm.inference.rebuild import Rebuilt
 
 __all__ = [
     "CONFIG",
+    "DESCRIPTION",
     "EMA",
     "TOKENIZER",
     "WEIGHTS",

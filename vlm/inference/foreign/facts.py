@@ -30,15 +30,15 @@ class Given:
         tokenizer_path: CLIP's merges, a `tokenizer.json`, or a folder of a transformers tokenizer.
     """
 
-    model_config: str | None
-    activation: Activation | None
-    head_width: int | None
-    mean: Sequence[float] | None
-    std: Sequence[float] | None
-    resize_mode: str | None
-    interpolation: str | None
-    background: Sequence[int] | None
-    tokenizer_path: str | None
+    model_config: str | None = None
+    activation: Activation | None = None
+    head_width: int | None = None
+    mean: Sequence[float] | None = None
+    std: Sequence[float] | None = None
+    resize_mode: str | None = None
+    interpolation: str | None = None
+    background: Sequence[int] | None = None
+    tokenizer_path: str | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,130 @@
+"""`vlm sweep`: many checkpoints on many data sets, each question answered once."""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from omegaconf import DictConfig
+
+from vlm.cli.command import command
+from vlm.cli.device import check_batches, usable_device
+from vlm.errors import ConfigError, VlmError
+from vlm.settings import build, resolve
+
+if TYPE_CHECKING:
+    from vlm.evaluation.sweep import Definition, Summary
+
+
+class FailedCellsError(VlmError):
+    """Some cells could not be computed; the others are."""
+
+    of_all_ranks = True
+
+
+@command("sweep")
+def main(config: DictConfig) -> None:
+    """Entry point of `vlm sweep`."""
+    values = resolve(config)
+    check_batches(values)
+    from vlm.distributed import process_group
+    from vlm.evaluation.sweep import Settings, find_candidates, sweep
+
+    out = Path(values["out"])
+    cache = Path(values["cache"] or out / "cache")
+    open_clip = build(values["open_clip"], "open_clip")
+    definitions = _definitions(values)
+    settings = Settings(
+        tasks=_listed(values, "tasks"),
+        languages=_listed(values, "languages"),
+        cache=cache,
+        device=usable_device(values["device"]),
+        batch_size=values["batch_size"],
+        num_workers=values["num_workers"],
+        bf16=values["bf16"],
+        part=_part(values, os.environ),
+    )
+    with process_group() as topology:
+        summary = sweep(
+            lambda: find_candidates(
+                values["checkpoints"],
+                weights=values["weights"],
+                open_clip=open_clip,
+                imported=cache / "imported",
+            ),
+            definitions,
+            out,
+            settings,
+            topology,
+        )
+        if topology.is_main:
+            _tell(summary, out)
+
+
+def _definitions(values: dict[str, Any]) -> "dict[str, Definition]":
+    """The data sets by name, from `datasets` and `clip_benchmark`."""
+    from vlm.evaluation import DataSet
+    from vlm.evaluation.sweep import Definition
+
+    nodes = dict(values["datasets"])
+    folders = values["clip_benchmark"]
+    if folders["names"] and (folders["root"] is None or "{name}" not in folders["root"]):
+        raise ConfigError("clip_benchmark.root has no {name}, where the name of a data set goes")
+    for name in folders["names"]:
+        root = folders["root"].replace("{name}", name)
+        nodes[name] = {
+            "_target_": "vlm.evaluation.ClipBenchmarkData",
+            "root": root,
+            "language": folders["language"],
+        }
+    if not nodes:
+        raise ConfigError(
+            "no data set is named; set dataset=[cifar10,...], or clip_benchmark.root and clip_benchmark.names"
+        )
+    found = {}
+    for name, node in nodes.items():
+        built = build(node, f"datasets.{name}")
+        if not isinstance(built, DataSet):
+            raise ConfigError(f"datasets.{name}._target_={node.get('_target_')} makes no data set")
+        found[str(name)] = Definition(node, built)
+    return found
+
+
+def _listed(values: Mapping[str, Any], key: str) -> list[str] | None:
+    value = values[key]
+    if value is None:
+        return None
+    return [value] if isinstance(value, str) else [str(item) for item in value]
+
+
+def _part(values: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[int, int]:
+    """Which part of how many this process does; each task of a SLURM array does one."""
+    part, parts = values["part"], values["parts"]
+    if (part is None) != (parts is None):
+        raise ConfigError(f"part={part}, parts={parts}: set both, or neither")
+    if parts is None and "SLURM_ARRAY_TASK_ID" in environment:
+        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
+        step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
+        part = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step
+        parts = int(environment["SLURM_ARRAY_TASK_COUNT"])
+    if parts is None:
+        return 0, 1
+    if not 0 <= part < parts:
+        raise ConfigError(f"part={part} has to lie between 0 and parts={parts}, which is no part itself")
+    return part, parts
+
+
+def _tell(summary: "Summary", out: Path) -> None:
+    print(
+        f"{len(summary.done)} cells are done, {len(summary.kept)} were before, {len(summary.failed)} failed\n"
+        f"table: {out / 'results.csv'}\npage:  vlm report sweep={out}"
+    )
+    if summary.failed:
+        cell, error = next(iter(summary.failed.items()))
+        raise FailedCellsError(
+            f"{len(summary.failed)} cells failed, the first is {cell}: {error}; {out / 'failed'} has them all"
+        )
+
+
+if __name__ == "__main__":
+    main()

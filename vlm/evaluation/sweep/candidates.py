@@ -1,0 +1,177 @@
+"""The checkpoints of a sweep: runs, their steps, and models of other projects."""
+
+import hashlib
+import importlib.util
+import logging
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from glob import glob
+from pathlib import Path
+
+from filelock import FileLock
+
+from vlm.errors import CheckpointError, ConfigError
+from vlm.evaluation.sweep.identity import digest_of
+from vlm.inference import DESCRIPTION, EMA, TOKENIZER, WEIGHTS, latest_checkpoint, read_description
+from vlm.inference.foreign import Given, import_model
+
+logger = logging.getLogger(__name__)
+
+_FOREIGN = ("config.json", "open_clip_config.json")
+"""A folder with one of these and no description is a model of another project."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Candidate:
+    """A checkpoint, and what a table calls it."""
+
+    run: str
+    part: str
+    """Which checkpoint of the run, such as `step_00000800`; empty where there is only one."""
+    path: Path
+    weights: str
+    """As `load` takes them."""
+    step: int
+    sha256: str
+    """Of the weights."""
+    made_by: str
+    """sha256 of what makes vectors: weights, tokenizer, description and preprocessing."""
+
+    @property
+    def name(self) -> str:
+        """Run and part."""
+        return f"{self.run}/{self.part}" if self.part else self.run
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenClip:
+    """What a bare state dict of open_clip does not say.
+
+    Args:
+        model_configs: open_clip's folder of that name; None: that of the installed package.
+        tokenizer_path: CLIP's file of merges, or another tokenizer; None: that of the installed package.
+    """
+
+    model_configs: str | None
+    tokenizer_path: str | None
+
+    def given(self, model: str) -> Given:
+        """Facts about a model of this name.
+
+        Raises:
+            ConfigError: the files are not there.
+        """
+        installed = importlib.util.find_spec("open_clip")
+        places = installed.submodule_search_locations if installed else None
+        package = Path(places[0]) if places else None
+        configs = self.model_configs or (package / "model_configs" if package else None)
+        merges = self.tokenizer_path or (package / "bpe_simple_vocab_16e6.txt.gz" if package else None)
+        if configs is None or merges is None:
+            raise ConfigError(
+                f"checkpoints: {model!r} is a model of open_clip, which is not installed; set "
+                "open_clip.model_configs to its folder of that name, and open_clip.tokenizer_path"
+            )
+        config = Path(configs) / f"{model}.json"
+        if not config.is_file():
+            raise ConfigError(f"checkpoints: there is no {config}, which would describe {model!r}")
+        return Given(model_config=str(config), tokenizer_path=str(merges))
+
+
+def find_candidates(
+    checkpoints: str | Sequence[str], *, weights: str, open_clip: OpenClip, imported: Path
+) -> list[Candidate]:
+    """The checkpoints that some patterns name, each once, in their order.
+
+    A pattern names folders of runs (their last checkpoint is taken), of checkpoints, or of transformers or
+    open_clip, or as `MODEL:FILE` a state dict of open_clip.
+
+    Args:
+        weights: "model", or "ema" where a checkpoint has them.
+        imported: where models of other projects are put, once.
+
+    Raises:
+        ConfigError: a pattern names nothing, or two checkpoints would have one name.
+        CheckpointError: a checkpoint cannot be read.
+    """
+    patterns = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
+    if not patterns:
+        raise ConfigError("checkpoints is empty; name runs or checkpoints, as in checkpoints=['runs/*']")
+    found: dict[Path, Candidate] = {}
+    for pattern in patterns:
+        for candidate in _of_pattern(pattern, weights, open_clip, imported):
+            found.setdefault(candidate.path.resolve(), candidate)
+    candidates = list(found.values())
+    name, count = Counter(candidate.name for candidate in candidates).most_common(1)[0]
+    if count > 1:
+        places = ", ".join(str(c.path) for c in candidates if c.name == name)
+        raise ConfigError(f"checkpoints: {count} are called {name!r} ({places}); rename a folder")
+    return candidates
+
+
+def _of_pattern(pattern: str, weights: str, open_clip: OpenClip, imported: Path) -> list[Candidate]:
+    model, colon, file = pattern.partition(":")
+    if colon and not Path(pattern).exists():
+        found = [Path(path) for path in sorted(glob(file))]
+        if not found:
+            raise ConfigError(f"checkpoints: {file!r} of {pattern!r} names no file")
+        return [_foreign(path, open_clip.given(model), imported, weights) for path in found]
+    paths = [Path(path) for path in sorted(glob(pattern))]
+    candidates = [_of_path(path, weights, imported) for path in paths]
+    kept = [candidate for candidate in candidates if candidate is not None]
+    if not kept:
+        what = "matches nothing" if not paths else "holds no checkpoint"
+        raise ConfigError(f"checkpoints: {pattern!r} {what}; name a run, a checkpoint, or a pattern of them")
+    return kept
+
+
+def _of_path(path: Path, weights: str, imported: Path) -> Candidate | None:
+    """None for what is no model: a pattern such as runs/* may match anything."""
+    if (path / DESCRIPTION).is_file() or (path / "checkpoints").is_dir():
+        try:
+            return _own(latest_checkpoint(path), weights)
+        except CheckpointError as error:
+            if (path / DESCRIPTION).is_file():
+                raise
+            logger.warning("%s is left out: %s", path, error)
+            return None
+    if path.is_dir() and any((path / name).is_file() for name in _FOREIGN):
+        return _foreign(path, Given(), imported, weights)
+    return None
+
+
+def _own(path: Path, weights: str, *, name: str | None = None) -> Candidate:
+    description = read_description(path)
+    file = EMA if weights == "ema" and EMA in description.files else WEIGHTS
+    in_run = path.parent.name == "checkpoints"
+    part = path.name if in_run else ""
+    facts = {
+        "files": {
+            kept: description.files[kept]["sha256"] for kept in (file, TOKENIZER) if kept in description.files
+        },
+        "model": description.model.to_mapping(),
+        "preprocess": description.preprocess.to_mapping(),
+    }
+    return Candidate(
+        run=name or (path.parent.parent if in_run else path).resolve().name,
+        part=f"{part}_ema" if file == EMA else part,
+        path=path,
+        weights="ema" if file == EMA else "model",
+        step=description.step,
+        sha256=description.files[file]["sha256"],
+        made_by=digest_of(facts),
+    )
+
+
+def _foreign(path: Path, given: Given, imported: Path, weights: str) -> Candidate:
+    """A model of another project, imported where it is not yet."""
+    files = [path] if path.is_file() else sorted(child for child in path.iterdir() if child.is_file())
+    sizes = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    name = path.stem if path.is_file() else path.resolve().name
+    out = imported / f"{name}_{hashlib.sha256(repr((sizes, given)).encode()).hexdigest()[:12]}"
+    imported.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{out}.lock"):
+        if not (out / DESCRIPTION).is_file():
+            logger.info("importing %s", path)
+            import_model(path, out, given)
+    return _own(out, weights, name=name)

@@ -1,0 +1,130 @@
+"""A cell of a sweep: one question about one data set, answered by one checkpoint."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from vlm.evaluation.bootstrap import interval
+from vlm.evaluation.datasets import MAIN_METRIC
+from vlm.evaluation.evaluator import Result
+from vlm.evaluation.outcomes import Outcomes
+from vlm.files import replacing, write_json, writing
+
+FORMAT = 1
+_AGAIN = "make room and type the same command again, it goes on"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cell:
+    """Which question, and whose answer."""
+
+    checkpoint: str
+    """Its name in the sweep."""
+    dataset: str
+    task: str
+    language: str | None
+    templates: str | None
+
+    @property
+    def stem(self) -> str:
+        """What its files are called, without the ending."""
+        parts = (self.dataset, self.task, self.language, self.templates)
+        return ".".join(part for part in parts if part is not None)
+
+    def __str__(self) -> str:
+        return " ".join([self.checkpoint, *self.stem.split(".")])
+
+    def file(self, folder: Path, kind: str = "cells", ending: str = ".json") -> Path:
+        """Where it is in a sweep's folder."""
+        return folder / kind / self.checkpoint / f"{self.stem}{ending}"
+
+    def fingerprint(self, folder: Path) -> str | None:
+        """Of what the finished cell was made from; None where it is not finished."""
+        try:
+            content = json.loads(self.file(folder).read_text("utf-8"))
+            return str(content["fingerprint"]) if content["format"] == FORMAT else None
+        except (OSError, ValueError, KeyError, TypeError):
+            return None
+
+    def write(self, folder: Path, result: Result, about: Mapping[str, Any]) -> None:
+        """Write a finished cell: its outcomes first, so that numbers never stand without them.
+
+        Args:
+            about: what the file says beside the result.
+
+        Raises:
+            OutputError: it cannot be written.
+        """
+        path, outcomes = self.file(folder), self.file(folder, ending=".outcomes.parquet")
+        with writing(path, then=_AGAIN):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        if result.outcomes:
+            with writing(outcomes, then=_AGAIN), replacing(outcomes) as draft:
+                pq.write_table(_table(result.outcomes), draft)
+        named = asdict(self) | {"checkpoint": about["checkpoint"]}
+        content = {
+            "format": FORMAT,
+            **named,
+            "metrics": result.metrics,
+            "main_metric": main_metric(self.task, result.metrics),
+            "confidence": confidence(result.outcomes),
+            "chance": result.chance,
+            "text_only": dict(result.text_only),
+            "notes": dict(result.notes),
+            "num_samples": result.num_samples,
+            "created": datetime.now(UTC).isoformat(timespec="seconds"),
+            **about,
+        }
+        write_json(path, content, indent=1)
+        self.file(folder, "failed").unlink(missing_ok=True)
+
+    def write_failure(self, folder: Path, error: str) -> None:
+        """Write why there is no such cell."""
+        path = self.file(folder, "failed")
+        with writing(path, then=_AGAIN):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, {"format": FORMAT, "cell": asdict(self), "error": error}, indent=1)
+
+
+def main_metric(task: str, metrics: Mapping[str, float]) -> str:
+    """The one that stands for a task; where it is absent, the first."""
+    preferred = MAIN_METRIC.get(task, "")
+    return preferred if preferred in metrics else next(iter(metrics))
+
+
+def confidence(outcomes: tuple[Outcomes, ...]) -> dict[str, tuple[float, float]]:
+    """Of each metric that is a mean over queries, the 95 % interval."""
+    found = {}
+    for part in outcomes:
+        category = np.asarray(part.category)
+        for metric, values in part.values.items():
+            counts = ~np.isnan(values)
+            within = category[counts] if metric in part.balanced else None
+            found[metric] = interval(values[counts], within)
+    return found
+
+
+def _table(outcomes: tuple[Outcomes, ...]) -> pa.Table:
+    parts = []
+    for part in outcomes:
+        count = len(part.picture)
+        columns: dict[str, Any] = {
+            "query": [part.query] * count,
+            "picture": part.picture,
+            "category": list(part.category),
+            "answer": list(part.answer),
+        }
+        columns |= {
+            metric: pa.array(values, pa.float64(), from_pandas=True) for metric, values in part.values.items()
+        }
+        parts.append(pa.table(columns))
+    table = pa.concat_tables(parts, promote_options="default")
+    balanced = sorted({metric for part in outcomes for metric in part.balanced})
+    return table.replace_schema_metadata({"vlm": json.dumps({"balanced": balanced})})
