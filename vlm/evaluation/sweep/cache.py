@@ -73,10 +73,10 @@ class EmbeddingCache:
 class Work:
     """What was asked of a `CachedEmbedder`, by `images` and `texts`."""
 
-    seconds: dict[str, float] = field(default_factory=dict)
+    seconds: dict[str, float] = field(default_factory=lambda: {"images": 0.0, "texts": 0.0})
     """Spent on vectors, found or made."""
-    cached: dict[str, bool] = field(default_factory=dict)
-    """Whether all were found."""
+    cached: dict[str, bool] = field(default_factory=lambda: {"images": True, "texts": True})
+    """Whether all were there before."""
 
 
 class CachedEmbedder(Embedder):
@@ -123,12 +123,12 @@ class CachedEmbedder(Embedder):
         kept = self.cache.read(name) if self.topology.is_main else None
         if self.topology.world_size > 1:
             kept = gather_objects(kept)[0]
-        self.work.cached[kind] = self.work.cached.get(kind, True) and kept is not None
+        self.work.cached[kind] &= kept is not None
         if kept is None:
             kept = make()
             if self.topology.is_main:
                 self.cache.write(name, *kept)
-        self.work.seconds[kind] = self.work.seconds.get(kind, 0.0) + time.perf_counter() - begin
+        self.work.seconds[kind] += time.perf_counter() - begin
         return kept
 
 

@@ -103,10 +103,10 @@ def confidence(outcomes: tuple[Outcomes, ...]) -> dict[str, tuple[float, float]]
     """Of each metric that is a mean over queries, the 95 % interval."""
     found = {}
     for part in outcomes:
-        category = np.asarray(part.category)
+        code = np.unique(np.asarray(part.category), return_inverse=True)[1].astype(np.int64)
         for metric, values in part.values.items():
             counts = ~np.isnan(values)
-            within = category[counts] if metric in part.balanced else None
+            within = code[counts] if metric in part.balanced else None
             found[metric] = interval(values[counts], within)
     return found
 
