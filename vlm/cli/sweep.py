@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Mapping
+from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,19 +68,12 @@ def _definitions(values: dict[str, Any]) -> "dict[str, Definition]":
     from vlm.evaluation.sweep import Definition
 
     nodes = dict(values["datasets"])
-    folders = values["clip_benchmark"]
-    if folders["names"] and (folders["root"] is None or "{name}" not in folders["root"]):
-        raise ConfigError("clip_benchmark.root has no {name}, where the name of a data set goes")
-    for name in folders["names"]:
-        root = folders["root"].replace("{name}", name)
-        nodes[name] = {
-            "_target_": "vlm.evaluation.ClipBenchmarkData",
-            "root": root,
-            "language": folders["language"],
-        }
+    for name, root in _folders(values["clip_benchmark"]).items():
+        language = values["clip_benchmark"]["language"]
+        nodes[name] = {"_target_": "vlm.evaluation.ClipBenchmarkData", "root": root, "language": language}
     if not nodes:
         raise ConfigError(
-            "no data set is named; set dataset=[cifar10,...], or clip_benchmark.root and clip_benchmark.names"
+            "no data set is named; set dataset=[cifar10,...], or clip_benchmark.root='data/wds_{name}'"
         )
     found = {}
     for name, node in nodes.items():
@@ -88,6 +82,27 @@ def _definitions(values: dict[str, Any]) -> "dict[str, Definition]":
             raise ConfigError(f"datasets.{name}._target_={node.get('_target_')} makes no data set")
         found[str(name)] = Definition(node, built)
     return found
+
+
+def _folders(asked: Mapping[str, Any]) -> dict[str, str]:
+    """The folders in CLIP_benchmark's layout, by name; without names all that there are."""
+    root, names = asked["root"], asked["names"]
+    if root is None:
+        if names:
+            raise ConfigError("clip_benchmark.names needs clip_benchmark.root, such as 'data/wds_{name}'")
+        return {}
+    before, found, after = root.partition("{name}")
+    if not found:
+        raise ConfigError(f"clip_benchmark.root={root!r} has no {{name}}, where the name of a data set goes")
+    if names is None:
+        folders = sorted(glob(f"{escape(before)}*{escape(after)}"))
+        names = [
+            folder[len(before) : len(folder) - len(after)] for folder in folders if os.path.isdir(folder)
+        ]
+        if not names:
+            raise ConfigError(f"clip_benchmark.root={root!r}: there is no such folder")
+    # CLIP_benchmark writes vtab/pets, and names the folder vtab-pets.
+    return {name: f"{before}{name}{after}" for name in (name.replace("/", "-") for name in names)}
 
 
 def _listed(values: Mapping[str, Any], key: str) -> list[str] | None:
