@@ -36,6 +36,7 @@ def imports_torch(module: str, *arguments: str) -> bool:
         ("main", ["evaluate", "--help"]),
         ("main", ["embed", "--help"]),
         ("main", ["interpolate", "--help"]),
+        ("main", ["sweep", "--help"]),
         ("main", ["cluster", "--help"]),
         ("main", ["bench", "--help"]),
         ("main", ["bench", "loss", "--help"]),

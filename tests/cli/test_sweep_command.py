@@ -1,0 +1,136 @@
+"""`vlm sweep`: data sets by name, parts of an array, and what is refused."""
+
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from tiny import save_tiny, write_tiny_shards
+from typed import said_by
+
+from vlm.cli.sweep import _folders, _part
+from vlm.errors import ConfigError
+
+COLOURS = """# @package datasets.colours
+_target_: vlm.evaluation.ClassificationData
+test: {shards}
+label: json.colour
+names:
+  en:
+    _target_: vlm.evaluation.ClassesFromShards
+    shards: {shards}
+    name: json.colour
+    label: json.colour
+templates:
+  en: {{plain: ["{{c}}"]}}
+"""
+
+
+@pytest.fixture
+def words(tmp_path: Path) -> list[str]:
+    """Of a sweep over one checkpoint and a data set of the user's."""
+    shards = write_tiny_shards(tmp_path / "squares", num_samples=7)
+    (tmp_path / "mine" / "dataset").mkdir(parents=True)
+    (tmp_path / "mine" / "dataset" / "colours.yaml").write_text(COLOURS.format(shards=shards))
+    save_tiny(tmp_path / "tiny")
+    return [
+        *("--config-dir", str(tmp_path / "mine")),
+        *(f"checkpoints={tmp_path}/tiny", "dataset=[colours]", f"out={tmp_path}/out", "device=cpu"),
+    ]
+
+
+def test_a_data_set_of_the_users_is_swept(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert "1 cells are done, 0 were before, 0 failed" in said_by(monkeypatch, "sweep", *words)
+    assert "0 cells are done, 1 were before, 0 failed" in said_by(monkeypatch, "sweep", *words)
+    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert {(row["checkpoint"], row["dataset"], row["language"]) for row in rows} == {
+        ("tiny", "colours", "en")
+    }
+
+
+def test_folders_of_clip_benchmark_are_found_by_their_root(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data" / "wds_vtab-squares"
+    (folder / "test").mkdir(parents=True)
+    (folder / "classnames.txt").write_text("red\ngreen\nblue\ngrey\n")
+    (folder / "zeroshot_classification_templates.txt").write_text("a {c} square\n")
+    (folder / "test" / "nshards.txt").write_text("1\n")
+    (tmp_path / "squares" / "00000.tar").rename(folder / "test" / "0.tar")
+    asked = [word for word in words[2:] if not word.startswith("dataset=")]
+    for names in ("null", "[vtab/squares]"):
+        root = f"{tmp_path}/data/wds_{{name}}"
+        given = (f"clip_benchmark.root={root}", f"clip_benchmark.names={names}")
+        said = said_by(monkeypatch, "sweep", *asked, *given, f"out={tmp_path}/{len(names)}")
+        assert "1 cells are done" in said, said
+    files = {path.name for path in (tmp_path / "4" / "cells").rglob("*.json")}
+    assert files == {"vtab-squares.zeroshot_classification.en.own.json"}
+
+
+def test_a_failed_cell_ends_the_command_with_an_error(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    definition = tmp_path / "mine" / "dataset" / "colours.yaml"
+    definition.write_text(
+        definition.read_text().replace("label: json.colour\nnames", "label: json.no\nnames")
+    )
+    said = said_by(monkeypatch, "sweep", *words)
+    assert "0 cells are done, 0 were before, 1 failed" in said
+    assert "1 cells failed, the first is tiny colours zeroshot_classification en plain: DataError" in said
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (("dataset=[colours]", "dataset=[]"), "no data set is named"),
+        (("{c}", "a photo"), "has no {c}, where the class name goes"),
+        (("ClassificationData", "Retrieval"), "datasets.colours"),
+        (("ClassificationData", "ClassesFromText"), "datasets.colours"),
+        (("names:", "nmaes:"), "nmaes"),
+        (("templates:\n  en", "templates:\n  zh"), "'en' has names and no templates"),
+        (("[colours]", "[colurs]"), "colurs"),
+        (("checkpoints=", "checkpoints=no/"), "matches nothing"),
+    ],
+)
+def test_a_mistake_is_one_message(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    change: tuple[str, str],
+    message: str,
+) -> None:
+    definition = tmp_path / "mine" / "dataset" / "colours.yaml"
+    definition.write_text(definition.read_text().replace(*change))
+    said = said_by(monkeypatch, "sweep", *(word.replace(*change) for word in words))
+    assert message in said.splitlines()[-1], said
+
+
+def test_a_task_that_does_not_exist_is_named(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = said_by(monkeypatch, "sweep", *words, "tasks=[zeroshot]")
+    assert "tasks: there is no 'zeroshot'; there are zeroshot_classification" in said
+
+
+def test_a_task_of_an_array_does_its_part() -> None:
+    neither = {"part": None, "parts": None}
+    array = {"SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_COUNT": "4"}
+    assert _part(neither, {}) == (0, 1)
+    parts = [_part(neither, array | {"SLURM_ARRAY_TASK_ID": number}) for number in ("2", "4", "6", "8")]
+    assert parts == [(0, 4), (1, 4), (2, 4), (3, 4)]
+    assert _part({"part": 1, "parts": 3}, array) == (1, 3)
+    for wrong in ({"part": 3, "parts": 3}, {"part": 1, "parts": None}):
+        with pytest.raises(ConfigError, match="part"):
+            _part(wrong, {})
+
+
+@pytest.mark.parametrize(
+    ("asked", "message"),
+    [
+        ({"root": None, "names": ["cars"]}, "names needs clip_benchmark.root"),
+        ({"root": "data/wds", "names": None}, "has no {name}"),
+        ({"root": "no/wds_{name}", "names": None}, "there is no such folder"),
+    ],
+)
+def test_a_root_that_leads_nowhere_is_refused(asked: dict[str, object], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        _folders(asked)
