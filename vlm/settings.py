@@ -186,6 +186,19 @@ class CaptionSettings:
     bf16: bool = MISSING
 
 
+@dataclass
+class ReportSettings:
+    """Root keys of `vlm report`."""
+
+    sweep: str = MISSING
+    out: str | None = None
+    baseline: str | None = None
+    against: str | None = None
+    averages: dict[str, Any] = MISSING
+    shifts: dict[str, Any] = MISSING
+    pictures: int = MISSING
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
     store = ConfigStore.instance()
@@ -196,6 +209,7 @@ def register_schemas() -> None:
     store.store(name="caption_schema", node=CaptionSettings)
     store.store(name="cluster_schema", node=ClusterSettings)
     store.store(name="negatives_schema", node=NegativesSettings)
+    store.store(name="report_schema", node=ReportSettings)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
