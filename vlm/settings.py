@@ -194,8 +194,8 @@ class ReportSettings:
     out: str | None = None
     baseline: str | None = None
     against: str | None = None
-    averages: dict[str, Any] = MISSING
-    shifts: dict[str, Any] = MISSING
+    averages: Any = None
+    shifts: Any = None
     pictures: int = MISSING
 
 

@@ -127,6 +127,8 @@ def label(metric: str) -> str:
     """The title of a metric's column."""
     if metric.startswith("image_to_image_recall@"):
         return metric.replace("image_to_image_recall", "R")
+    if found := re.fullmatch(r"(image|text)_retrieval_recall(@\d+)", metric):
+        return f"{found[1]} R{found[2]}"
     if metric.endswith("_tot_acc") and metric not in LABELS:
         return f"{label(metric.removesuffix('_tot_acc'))}, captions alone"
     return LABELS.get(metric, metric.removesuffix("_acc").replace("_", " "))

@@ -45,7 +45,7 @@ def _lines(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def _title(head: Head, heads: Sequence[Head]) -> str:
     """With its task only where there are several."""
     several = len({other.group for other in heads}) > 1
-    return _inline(", ".join(filter(None, [head.group if several else "", head.title, head.about])))
+    return _inline(", ".join(filter(None, [head.group if several else "", head.title, *head.about])))
 
 
 def _entry(entry: Entry, head: Head) -> str:
@@ -57,7 +57,7 @@ def _entry(entry: Entry, head: Head) -> str:
 
 def _legend(table: Table) -> str:
     entries = [entry for _, row in table.rows for entry in row]
-    said = ["**Bold**: the best of its column."] if any(entry.best for entry in entries) else []
+    said = ["**Bold**: the best checkpoint."] if any(entry.best for entry in entries) else []
     if any(entry.tied for entry in entries):
         said.append(
             f"{_TIED}: not significantly worse than the best (paired bootstrap over queries, 95 %, not "

@@ -80,7 +80,7 @@ def _facts(sweep: Sweep) -> dict[str, str]:
     left = count - len(sweep.cells) - len(sweep.failures)
     cells = [f"{len(sweep.cells):,} done"]
     cells += [f"{len(sweep.failures):,} failed"] if sweep.failures else []
-    cells += [f"{left:,} not there"] if left else []
+    cells += [f"{left:,} missing"] if left else []
     return {
         "Checkpoints": f"{len(sweep.checkpoints):,}",
         "Data sets": f"{len(sweep.datasets):,}, asked about in {len(sweep.questions):,} ways",

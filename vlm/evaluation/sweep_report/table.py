@@ -21,7 +21,7 @@ class Head:
     group: str
     """The heading that it shares with its neighbours."""
     title: str
-    about: str
+    about: list[str]
     """Smaller, beneath."""
     explained: str
     metric: str | None = None
@@ -120,18 +120,18 @@ def _kinds(shared: Sequence[Question]) -> dict[str, list[Question]]:
         kinds |= {task_title(task): [q for q in shared if q.task == task] for task in tasks}
     if len(languages) > 1:
         kinds |= {str(name): [q for q in shared if q.language == name] for name in languages}
-    return kinds
+    return {name: found for name, found in kinds.items() if len(found) > 1}  # of one it is that column
 
 
 def _average(sweep: Sweep, title: str, questions: Sequence[Question]) -> Column | None:
-    if not questions:
+    if len(questions) < 2:
         return None
     values = [
         fmean(_value(sweep, point, question) for question in questions) if point in sweep.answering else None
         for point in sweep.checkpoints
     ]
     told = f"mean of the main metrics of {len(questions)} columns, those that every checkpoint has"
-    head = Head(group="Average", title=title, about=f"{len(questions)} columns", explained=told)
+    head = Head(group="Average", title=title, about=[f"{len(questions)} columns"], explained=told)
     return head, _with_best(values)
 
 
@@ -157,7 +157,7 @@ def _named_average(sweep: Sweep, name: str, datasets: Sequence[str]) -> Column:
     if lacking := [dataset for dataset in datasets if dataset not in there]:
         told += f"; not in this sweep: {', '.join(lacking)}"
     about = f"{len(there)} of {len(datasets)} data sets" if lacking else f"{len(there)} data sets"
-    return Head(group="Average", title=name, about=about, explained=told), _with_best(values)
+    return Head(group="Average", title=name, about=[about], explained=told), _with_best(values)
 
 
 def _mean_of_means(cells: Sequence[Sequence[Cell | None]]) -> float | None:
@@ -195,7 +195,7 @@ def _shift(sweep: Sweep, shifted: Question, base: Question) -> Column:
     head = Head(
         group="Change under shift",
         title=shifted.dataset,
-        about=" · ".join(filter(None, [f"− {base.dataset}", shifted.language])),
+        about=[f"less {base.dataset}", *_asked_in(shifted)],
         explained=f"{shifted} less {base.dataset}",
         signed=True,
     )
@@ -212,7 +212,7 @@ def _cells(sweep: Sweep, question: Question, reader: RowReader) -> Column:
     head = Head(
         group=task_title(question.task),
         title=question.dataset,
-        about=" · ".join(filter(None, [question.language, question.templates, metric and label(metric)])),
+        about=[*_asked_in(question), *([label(metric)] if metric else [])],
         explained=f"{question}: {metric or 'nothing measured'}",
         metric=metric,
         question=question,
@@ -221,6 +221,10 @@ def _cells(sweep: Sweep, question: Question, reader: RowReader) -> Column:
         _entry(entry, column.get(point.name), sweep.failures.get((point.name, question)), point.name in tied)
         for point, entry in zip(sweep.checkpoints, entries, strict=True)
     ]
+
+
+def _asked_in(question: Question) -> list[str]:
+    return [part for part in (question.language, question.templates) if part]
 
 
 def _entry(entry: Entry, cell: Cell | None, failed: str | None, tied: bool) -> Entry:
