@@ -120,6 +120,10 @@ class Sweep:
         names = {name for name, _ in self.cells}
         return [point for point in self.checkpoints if point.name in names]
 
+    def answers(self, checkpoint: str) -> list[Cell]:
+        """The cells of a checkpoint."""
+        return [cell for (name, _), cell in self.cells.items() if name == checkpoint]
+
     def answered_by_all(self) -> list[Question]:
         """Those that every checkpoint with a finished cell answered with a number."""
         return [

@@ -1,6 +1,5 @@
 """Two checkpoints of a sweep: which two, and how much they differ on everything that both were asked."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 from vlm.errors import ConfigError
@@ -113,16 +112,10 @@ def _compare(before: Cell, after: Cell, reader: RowReader, num_pictures: int) ->
 
 def _ranked(sweep: Sweep) -> list[str]:
     """Names, those first that are most worth a look."""
-    points = sweep.checkpoints
-    runs = {(point.run, point.weights) for point in points}
-    if len(runs) == 1 and points[0].run is not None:
-        return _names_by([-(point.step or 0) for point in points], sweep)
+    runs = {(point.run, point.weights) for point in sweep.checkpoints}
+    if len(runs) == 1 and sweep.checkpoints[0].run is not None:
+        return [point.name for point in reversed(sweep.checkpoints)]
     averages = overall(sweep)
-    # Without a question that all answered: those that answered most.
-    cells = [sum(name == point.name for name, _ in sweep.cells) for point in points]
-    return _names_by([-averages.get(p.name, n) for p, n in zip(points, cells, strict=True)], sweep)
-
-
-def _names_by(keys: Sequence[float], sweep: Sweep) -> list[str]:
-    ordered = sorted(zip(keys, range(len(keys)), strict=True))
-    return [sweep.checkpoints[place].name for _, place in ordered]
+    if not averages:  # nothing that all answered: those first that answered most
+        averages = {point.name: float(len(sweep.answers(point.name))) for point in sweep.answering}
+    return sorted(averages, key=lambda name: -averages[name])

@@ -133,7 +133,7 @@ def _makers(sweep: Sweep) -> list[dict[str, Any]]:
     """What each checkpoint is, and how long it took."""
     made = []
     for point in sweep.answering:
-        cells = [cell for (name, _), cell in sweep.cells.items() if name == point.name]
+        cells = sweep.answers(point.name)
         seconds = [cell.seconds for cell in cells if cell.seconds is not None]
         made.append(
             {

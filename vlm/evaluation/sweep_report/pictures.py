@@ -45,27 +45,31 @@ def _album(where: Mapping[str, Any], positions: Sequence[int]) -> Album:
         return Album({}, None)
     try:
         found = _images(where, positions)
-        return Album(dict(zip(positions, map(_small, found), strict=True)), None)
+        return Album({position: _small(image) for position, image in found.items()}, None)
     except (VlmError, OSError, UnreadableImageError, LookupError, TypeError, ValueError) as error:
         said = str(error) or type(error).__name__
         logger.warning("the report lacks pictures: %s", said)
         return Album({}, said)
 
 
-def _images(where: Mapping[str, Any], positions: Sequence[int]) -> list[Image.Image]:
+def _images(where: Mapping[str, Any], positions: Sequence[int]) -> dict[int, Image.Image]:
+    """By position; a sweep may name some files of a data set alone."""
     if "files" in where:
-        return [_file(where["files"][position]).open() for position in positions]
+        named = [position for position in positions if str(position) in where["files"]]
+        return {position: _file(where["files"][str(position)]).open() for position in named}
     if "shards" in where:
-        return read_images(open_shards(where["shards"], key="pictures.shards"), positions)
+        images = read_images(open_shards(where["shards"], key="pictures.shards"), positions)
+        return dict(zip(positions, images, strict=True))
     raise DataError("the sweep does not say where they lie")
 
 
-def _file(entry: Any) -> ImageFile:
-    """A path, or one with a box."""
-    if isinstance(entry, str):
-        return ImageFile(entry)
+def _file(entry: Sequence[Any]) -> ImageFile:
+    """A path, and the part of the picture in pixels if it is not the whole."""
     path, box = entry
-    return ImageFile(path, None if box is None else tuple(box))
+    if box is None:
+        return ImageFile(path)
+    left, top, width, height = map(float, box)
+    return ImageFile(path, (left, top, width, height))
 
 
 def _small(image: Image.Image) -> str:
