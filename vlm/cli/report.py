@@ -33,24 +33,29 @@ def main(config: DictConfig) -> None:
 
 
 def _averages(given: Any) -> dict[str, list[str]]:
-    found = given or {}
+    found = _mapping("averages", given, "{photos: [cifar10, caltech101]}")
     for name, datasets in found.items():
         if not isinstance(datasets, list) or not datasets or not all(isinstance(d, str) for d in datasets):
             raise ConfigError(
                 f"averages.{name}={datasets!r} has to be a list of data sets, as [cifar10, caltech101]"
             )
-    return {str(name): datasets for name, datasets in found.items()}
+    return found
 
 
 def _shifts(given: Any) -> dict[str, str]:
-    found = given or {}
+    found = _mapping("shifts", given, "{imagenet_r: imagenet}")
     for shifted, base in found.items():
         if not isinstance(base, str):
             raise ConfigError(
-                f"shifts.{shifted}={base!r} has to be the data set that {shifted} was made from, as "
-                "{imagenet_r: imagenet}"
+                f"shifts.{shifted}={base!r} has to be the data set that {shifted} was made from, as imagenet"
             )
-    return {str(shifted): base for shifted, base in found.items()}
+    return found
+
+
+def _mapping(key: str, given: Any, example: str) -> dict[str, Any]:
+    if not isinstance(given, dict | None):
+        raise ConfigError(f"{key}={given!r} has to be a mapping, as {example}")
+    return {str(name): value for name, value in (given or {}).items()}
 
 
 if __name__ == "__main__":
