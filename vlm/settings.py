@@ -109,6 +109,19 @@ class InterpolateSettings:
 
 
 @dataclass
+class ReportSettings:
+    """Root keys of `vlm report`."""
+
+    sweep: str = MISSING
+    out: str | None = None
+    baseline: str | None = None
+    against: str | None = None
+    averages: Any = None
+    shifts: Any = None
+    pictures: int = MISSING
+
+
+@dataclass
 class ShardsSettings:
     """The shards of `vlm embed` and `vlm negatives`."""
 
@@ -186,30 +199,17 @@ class CaptionSettings:
     bf16: bool = MISSING
 
 
-@dataclass
-class ReportSettings:
-    """Root keys of `vlm report`."""
-
-    sweep: str = MISSING
-    out: str | None = None
-    baseline: str | None = None
-    against: str | None = None
-    averages: Any = None
-    shifts: Any = None
-    pictures: int = MISSING
-
-
 def register_schemas() -> None:
     """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainSettings)
     store.store(name="evaluate_schema", node=EvaluateSettings)
     store.store(name="interpolate_schema", node=InterpolateSettings)
+    store.store(name="report_schema", node=ReportSettings)
     store.store(name="embed_schema", node=EmbedSettings)
     store.store(name="caption_schema", node=CaptionSettings)
     store.store(name="cluster_schema", node=ClusterSettings)
     store.store(name="negatives_schema", node=NegativesSettings)
-    store.store(name="report_schema", node=ReportSettings)
 
 
 def resolve(config: DictConfig) -> dict[str, Any]:
