@@ -69,31 +69,85 @@ def _number(cell: object) -> float | None:
     return value if math.isfinite(value) else None
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One of several curves in a picture."""
+
+    name: str
+    points: list[Point]
+    band: list[tuple[float, float]] | None
+    """How low and how high each point may lie."""
+    colour: int
+    """Of those that the page has."""
+
+
+class _Frame:
+    """Where points stand, and the lines and labels around them."""
+
+    def __init__(self, across: Sequence[float], values: Sequence[float]) -> None:
+        self._x = (min(across), max(across))
+        y_ticks = ticks(min(values), max(values), wanted=4)
+        self._y = (min(y_ticks[0], *values), max(y_ticks[-1], *values))
+        self.parts = [_grid_line(self._place(self._x[0], y)[1], number(y)) for y in y_ticks]
+        self.parts += [_x_label(self._place(x, self._y[0])[0], number(x)) for x in ticks(*self._x, wanted=4)]
+
+    def path(self, points: Iterable[Point]) -> str:
+        """Points as SVG has them."""
+        return " ".join(",".join(self._place(x, y)) for x, y in points)
+
+    def dot(self, point: Point) -> str:
+        """Where a point stands, as attributes of a circle."""
+        x, y = self._place(*point)
+        return f'cx="{x}" cy="{y}"'
+
+    def svg(self, label: str) -> Markup:
+        """The picture."""
+        said, parts = Markup.escape(label), "".join(self.parts)
+        return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{said}">{parts}</svg>')
+
+    def _place(self, x: float, y: float) -> tuple[str, str]:
+        across = _share(x, self._x) * (WIDTH - LEFT - RIGHT) + LEFT
+        down = (1 - _share(y, self._y)) * (HEIGHT - TOP - BOTTOM) + TOP
+        return f"{across:.1f}", f"{down:.1f}"
+
+
 def draw(curve: Curve) -> Markup:
     """An SVG that scales with its column and takes its colours from the page."""
     points = _thinned(curve.points)
-    x_ticks = ticks(curve.points[0][0], curve.points[-1][0], wanted=4)
-    values = [value for _, value in points]
-    y_ticks = ticks(min(values), max(values), wanted=4)
-    x_span = (curve.points[0][0], curve.points[-1][0])
-    y_span = (min(y_ticks[0], *values), max(y_ticks[-1], *values))
+    frame = _Frame([x for x, _ in curve.points], [value for _, value in points])
+    frame.parts.append(f'<polyline class="curve" points="{frame.path(points)}"/>')
+    return frame.svg(_ends(curve.name, curve.points, across=curve.across))
 
-    def place(x: float, y: float) -> tuple[str, str]:
-        across = _share(x, x_span) * (WIDTH - LEFT - RIGHT) + LEFT
-        down = (1 - _share(y, y_span)) * (HEIGHT - TOP - BOTTOM) + TOP
-        return f"{across:.1f}", f"{down:.1f}"
 
-    parts = [_grid_line(place(x_span[0], y)[1], number(y)) for y in y_ticks]
-    parts += [_x_label(place(x, y_span[0])[0], number(x)) for x in x_ticks]
-    line = " ".join(",".join(place(x, y)) for x, y in points)
-    parts.append(f'<polyline class="curve" points="{line}"/>')
-    label = Markup.escape(
-        f"{curve.name}: {number(curve.points[0][1])} at {curve.across} {number(x_span[0])}, "
-        f"{number(curve.last)} at {curve.across} {number(x_span[1])}"
-    )
-    return Markup(
-        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}">{"".join(parts)}</svg>'
-    )
+def draw_lines(lines: Sequence[Line], *, name: str, across: str = "step") -> Markup:
+    """An SVG of several curves of few points each, in the size of `draw`, with what is uncertain as bands."""
+    values = [value for line in lines for _, value in line.points]
+    values += [edge for line in lines for pair in line.band or [] for edge in pair]
+    frame = _Frame([x for line in lines for x, _ in line.points], values)
+    for line in lines:
+        if line.band is not None:
+            steps = [x for x, _ in line.points]
+            low, high = (
+                [(x, pair[side]) for x, pair in zip(steps, line.band, strict=True)] for side in (0, 1)
+            )
+            frame.parts.append(
+                f'<polygon class="band line-{line.colour}" points="{frame.path([*low, *high[::-1]])}"/>'
+            )
+    for line in lines:
+        frame.parts.append(f'<polyline class="curve line-{line.colour}" points="{frame.path(line.points)}"/>')
+        frame.parts += [
+            f'<circle class="dot line-{line.colour}" {frame.dot(point)} r="2.6"><title>'
+            f"{Markup.escape(line.name)}, {across} {number(point[0])}: {number(point[1])}</title></circle>"
+            for point in line.points
+        ]
+    told = "; ".join(_ends(line.name, line.points, across=across) for line in lines)
+    return frame.svg(f"{name}: {told}")
+
+
+def _ends(name: str, points: Sequence[Point], *, across: str) -> str:
+    """The first and the last point in words."""
+    (first, start), (last, end) = points[0], points[-1]
+    return f"{name}: {number(start)} at {across} {number(first)}, {number(end)} at {across} {number(last)}"
 
 
 def draw_bars(bars: Sequence[tuple[str, int]], *, name: str) -> Markup:

@@ -109,6 +109,19 @@ class InterpolateSettings:
 
 
 @dataclass
+class ReportSettings:
+    """Root keys of `vlm report`."""
+
+    sweep: str = MISSING
+    out: str | None = None
+    baseline: str | None = None
+    against: str | None = None
+    averages: Any = None
+    shifts: Any = None
+    pictures: int = MISSING
+
+
+@dataclass
 class ShardsSettings:
     """The shards of `vlm embed` and `vlm negatives`."""
 
@@ -214,6 +227,7 @@ def register_schemas() -> None:
     store.store(name="train_schema", node=TrainSettings)
     store.store(name="evaluate_schema", node=EvaluateSettings)
     store.store(name="interpolate_schema", node=InterpolateSettings)
+    store.store(name="report_schema", node=ReportSettings)
     store.store(name="embed_schema", node=EmbedSettings)
     store.store(name="caption_schema", node=CaptionSettings)
     store.store(name="sweep_schema", node=SweepSettings)

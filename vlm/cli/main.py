@@ -13,8 +13,9 @@ VERBS = {
     "import": "make a model of open_clip or transformers into a checkpoint",
     "interpolate": "checkpoints between two, and what each keeps of either",
     "negatives": "captions that are wrong for their image, beside the shards",
-    "sweep": "score many checkpoints on many data sets; one table of all",
+    "report": "a page about a sweep, and its table in Markdown",
     "shards": "pack, index, check, preview shards; toy shards",
+    "sweep": "score many checkpoints on many data sets; one table of all",
 }
 
 HELP = """usage: vlm VERB [key=value ...]

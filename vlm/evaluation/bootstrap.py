@@ -1,14 +1,15 @@
 """Intervals of means and of differences between means, by drawing the queries anew."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
-from jaxtyping import Float64, Int64
+from jaxtyping import Float64, Int, Int64, UInt8
 from numpy import ndarray
 
-_DRAWN_AT_ONCE = 1 << 21
-"""Counts in memory at a time."""
+_COUNTS_AT_ONCE = 1 << 21
+"""In memory as wide numbers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,42 +95,70 @@ def _resampled_means(
 ) -> Float64[ndarray, " resamples"]:
     """The metric of each draw."""
     code = np.zeros(len(values), dtype=np.int64) if categories is None else _codes(categories)
-    group, value, starts = _alike(values, code)
-    means = []
-    for counts in _draws(group, len(value), resamples=resamples, seed=seed):
-        sums = np.add.reduceat(counts * value, starts, axis=1)
-        sizes = np.add.reduceat(counts, starts, axis=1)
+    group = _alike(values, code)
+    if len(group.values) * 20 <= len(values):  # one draw a group is quicker than one a row if groups are few
+        generator, share = np.random.default_rng(seed), group.sizes / len(values)
+        return _means(
+            group,
+            lambda some: generator.multinomial(len(values), share, size=some.stop - some.start),
+            resamples,
+        )
+    # A row is as likely to be drawn as any other: which of the counts is whose does not matter.
+    order, drawn = np.argsort(code, kind="stable"), _row_counts(len(values), resamples, seed)
+    rows = _Groups(values[order], np.ones(len(values), dtype=np.int64), _first_of_each(code[order]))
+    return _means(rows, drawn.__getitem__, resamples)
+
+
+@dataclass(frozen=True, slots=True)
+class _Groups:
+    """Rows of one category and one value; the groups of a category are neighbours."""
+
+    values: Float64[ndarray, " groups"]
+    sizes: Int64[ndarray, " groups"]
+    starts: Int64[ndarray, " categories"]
+    """The first group of each category."""
+
+
+def _alike(values: Float64[ndarray, " n"], code: Int64[ndarray, " n"]) -> _Groups:
+    distinct, place = np.unique(values, return_inverse=True)
+    key, sizes = np.unique(code * len(distinct) + place, return_counts=True)
+    return _Groups(
+        distinct[key % len(distinct)], sizes.astype(np.int64), _first_of_each(key // len(distinct))
+    )
+
+
+def _first_of_each(ordered: Int64[ndarray, " groups"]) -> Int64[ndarray, " categories"]:
+    return np.flatnonzero(np.diff(ordered, prepend=-1)).astype(np.int64)
+
+
+def _means(
+    groups: _Groups, draw: Callable[[slice], Int[ndarray, "some groups"]], resamples: int
+) -> Float64[ndarray, " resamples"]:
+    """The mean over categories of the means within, of each draw.
+
+    Args:
+        draw: how many rows of each group there are in some of the draws.
+    """
+    at_once, means = max(1, _COUNTS_AT_ONCE // len(groups.values)), []
+    for start in range(0, resamples, at_once):
+        counts = draw(slice(start, min(start + at_once, resamples)))
+        if len(groups.starts) == 1:
+            means.append(counts @ groups.values / groups.sizes.sum())
+            continue
+        sums = np.add.reduceat(counts * groups.values, groups.starts, axis=1)
+        sizes = np.add.reduceat(counts, groups.starts, axis=1, dtype=np.int64)
         found = sizes > 0
         means.append(np.where(found, sums / np.maximum(sizes, 1), 0).sum(axis=1) / found.sum(axis=1))
     return np.concatenate(means)
 
 
-def _alike(
-    values: Float64[ndarray, " n"], code: Int64[ndarray, " n"]
-) -> tuple[Int64[ndarray, " n"], Float64[ndarray, " groups"], Int64[ndarray, " categories"]]:
-    """The group of each row, each group's value, and the first group of each category.
-
-    Rows of one category and one value are one group; the groups of a category are neighbours.
-    """
-    distinct, place = np.unique(values, return_inverse=True)
-    key, group = np.unique(code * len(distinct) + place, return_inverse=True)
-    starts = np.flatnonzero(np.diff(key // len(distinct), prepend=-1))
-    return group, distinct[key % len(distinct)], starts
-
-
-def _draws(
-    group: Int64[ndarray, " n"], num_groups: int, *, resamples: int, seed: int
-) -> Iterator[Int64[ndarray, "some groups"]]:
-    """How many rows of each group are in each draw of as many rows as there are."""
-    generator, n = np.random.default_rng(seed), len(group)
-    at_once = max(1, _DRAWN_AT_ONCE // num_groups)
-    for start in range(0, resamples, at_once):
-        some = min(at_once, resamples - start)
-        if num_groups * 20 <= n:  # one draw a group is quicker than one a row only if groups are few
-            yield generator.multinomial(n, np.bincount(group) / n, size=some)
-        else:
-            rows = (generator.integers(n, size=n, dtype=np.int32) for _ in range(some))
-            yield np.stack([np.bincount(group[drawn], minlength=num_groups) for drawn in rows])
+@lru_cache(maxsize=1)  # the cells of a column are compared one after the other by the same draws
+def _row_counts(n: int, resamples: int, seed: int) -> UInt8[ndarray, "resamples n"]:
+    """How often each row is in each draw of n rows; more than 255 times has no chance."""
+    generator, counts = np.random.default_rng(seed), np.empty((resamples, n), dtype=np.uint8)
+    for draw in counts:
+        draw[:] = np.bincount(generator.integers(n, size=n, dtype=np.int32), minlength=n)
+    return counts
 
 
 def _codes(categories: Sequence[str] | Int64[ndarray, " n"]) -> Int64[ndarray, " n"]:

@@ -5,11 +5,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 from PIL import Image
 
@@ -80,8 +79,8 @@ def write_report(
     drawn = metrics_csv is not None and metrics_csv.is_file()
     curves = charts.read_curves(metrics_csv) if drawn and metrics_csv is not None else []
     page = (
-        _environment()
-        .from_string(_template())
+        environment()
+        .get_template("report.html.j2")
         .render(
             run=checkpoint.parent.parent.name if checkpoint.parent.name == "checkpoints" else checkpoint.name,
             step=description.step,
@@ -99,13 +98,14 @@ def write_report(
     return path
 
 
-def _template() -> str:
-    return files("vlm.evaluation").joinpath("report.html.j2").read_text(encoding="utf-8")
-
-
-def _environment() -> Environment:
-    environment = Environment(
-        autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
+def environment() -> Environment:
+    """What the pages about evaluations are made with: templates of this package, and filters."""
+    made = Environment(
+        loader=PackageLoader("vlm.evaluation", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
     )
     filters: dict[str, Callable[..., Any]] = {
         "percent": percent,
@@ -114,8 +114,8 @@ def _environment() -> Environment:
         "label": label,
         "draw_sweep": draw_sweep,
     }
-    environment.filters |= filters
-    return environment
+    made.filters |= filters
+    return made
 
 
 def percent(value: float) -> str:
@@ -127,6 +127,8 @@ def label(metric: str) -> str:
     """The title of a metric's column."""
     if metric.startswith("image_to_image_recall@"):
         return metric.replace("image_to_image_recall", "R")
+    if found := re.fullmatch(r"(image|text)_retrieval_recall(@\d+)", metric):
+        return f"{found[1]} R{found[2]}"
     if metric.endswith("_tot_acc") and metric not in LABELS:
         return f"{label(metric.removesuffix('_tot_acc'))}, captions alone"
     return LABELS.get(metric, metric.removesuffix("_acc").replace("_", " "))
