@@ -4,24 +4,27 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
+from omegaconf import OmegaConf
 from tiny import save_tiny, write_tiny_shards
 from typed import said_by
 
-from vlm.cli.sweep import _folders, _part
+from vlm.cli.sweep import _definitions, _folders, _part
 from vlm.errors import ConfigError
+from vlm.evaluation.datasets import TASKS
+from vlm.settings import config_dir
 
-COLOURS = """# @package datasets.colours
-_target_: vlm.evaluation.ClassificationData
-test: {shards}
-label: json.colour
-names:
-  en:
-    _target_: vlm.evaluation.ClassesFromShards
-    shards: {shards}
-    name: json.colour
-    label: json.colour
-templates:
-  en: {{plain: ["{{c}}"]}}
+COLOURS = """colours:
+  _target_: vlm.evaluation.ClassificationData
+  test: {shards}
+  label: json.colour
+  names:
+    en:
+      _target_: vlm.evaluation.ClassesFromShards
+      shards: {shards}
+      name: json.colour
+      label: json.colour
+  templates:
+    en: {{plain: ["{{c}}"]}}
 """
 
 
@@ -29,12 +32,12 @@ templates:
 def words(tmp_path: Path) -> list[str]:
     """Of a sweep over one checkpoint and a data set of the user's."""
     shards = write_tiny_shards(tmp_path / "squares", num_samples=7)
-    (tmp_path / "mine" / "dataset").mkdir(parents=True)
-    (tmp_path / "mine" / "dataset" / "colours.yaml").write_text(COLOURS.format(shards=shards))
+    (tmp_path / "mine" / "datasets").mkdir(parents=True)
+    (tmp_path / "mine" / "datasets" / "colours.yaml").write_text(COLOURS.format(shards=shards))
     save_tiny(tmp_path / "tiny")
     return [
         *("--config-dir", str(tmp_path / "mine")),
-        *(f"checkpoints={tmp_path}/tiny", "dataset=[colours]", f"out={tmp_path}/out", "device=cpu"),
+        *(f"checkpoints={tmp_path}/tiny", "datasets=[colours]", f"out={tmp_path}/out", "device=cpu"),
     ]
 
 
@@ -58,7 +61,7 @@ def test_folders_of_clip_benchmark_are_found_by_their_root(
     (folder / "zeroshot_classification_templates.txt").write_text("a {c} square\n")
     (folder / "test" / "nshards.txt").write_text("1\n")
     (tmp_path / "squares" / "00000.tar").rename(folder / "test" / "0.tar")
-    asked = [word for word in words[2:] if not word.startswith("dataset=")]
+    asked = [word for word in words[2:] if not word.startswith("datasets=")]
     for names in ("null", "[vtab/squares]"):
         root = f"{tmp_path}/data/wds_{{name}}"
         given = (f"clip_benchmark.root={root}", f"clip_benchmark.names={names}")
@@ -71,9 +74,9 @@ def test_folders_of_clip_benchmark_are_found_by_their_root(
 def test_a_failed_cell_ends_the_command_with_an_error(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    definition = tmp_path / "mine" / "dataset" / "colours.yaml"
+    definition = tmp_path / "mine" / "datasets" / "colours.yaml"
     definition.write_text(
-        definition.read_text().replace("label: json.colour\nnames", "label: json.no\nnames")
+        definition.read_text().replace("label: json.colour\n  names", "label: json.no\n  names")
     )
     said = said_by(monkeypatch, "sweep", *words)
     assert "0 cells are done, 0 were before, 1 failed" in said
@@ -83,12 +86,13 @@ def test_a_failed_cell_ends_the_command_with_an_error(
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (("dataset=[colours]", "dataset=[]"), "no data set is named"),
+        (("datasets=[colours]", "datasets=[]"), "no data set is named"),
         (("{c}", "a photo"), "has no {c}, where the class name goes"),
         (("ClassificationData", "Retrieval"), "datasets.colours"),
         (("ClassificationData", "ClassesFromText"), "datasets.colours"),
         (("names:", "nmaes:"), "nmaes"),
-        (("templates:\n  en", "templates:\n  zh"), "'en' has names and no templates"),
+        (("colours:\n", "colours:\nother: 3\nmore:\n"), "no _target_; a file of datasets holds names"),
+        (("templates:\n    en", "templates:\n    zh"), "'en' has names and no templates"),
         (("[colours]", "[colurs]"), "colurs"),
         (("checkpoints=", "checkpoints=no/"), "matches nothing"),
     ],
@@ -100,7 +104,7 @@ def test_a_mistake_is_one_message(
     change: tuple[str, str],
     message: str,
 ) -> None:
-    definition = tmp_path / "mine" / "dataset" / "colours.yaml"
+    definition = tmp_path / "mine" / "datasets" / "colours.yaml"
     definition.write_text(definition.read_text().replace(*change))
     said = said_by(monkeypatch, "sweep", *(word.replace(*change) for word in words))
     assert message in said.splitlines()[-1], said
@@ -109,6 +113,20 @@ def test_a_mistake_is_one_message(
 def test_a_task_that_does_not_exist_is_named(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     said = said_by(monkeypatch, "sweep", *words, "tasks=[zeroshot]")
     assert "tasks: there is no 'zeroshot'; there are zeroshot_classification" in said
+
+
+@pytest.mark.parametrize(
+    "file", sorted(Path(config_dir(), "datasets").glob("*.yaml")), ids=lambda file: file.stem
+)
+def test_every_data_set_offers_questions(file: Path) -> None:
+    node = OmegaConf.create({"datasets": OmegaConf.load(file), "paths": {"data": "data"}})
+    nodes = OmegaConf.to_container(node, resolve=True)["datasets"]
+    none = {"root": None, "names": None, "language": "en"}
+    found = _definitions({"datasets": nodes, "clip_benchmark": none})
+    assert list(found) == [file.stem]
+    tasks = found[file.stem].dataset.tasks()
+    assert {task.language for task in tasks} - {None} == {"en", "zh"}
+    assert {task.name for task in tasks} <= set(TASKS)
 
 
 def test_a_task_of_an_array_does_its_part() -> None:

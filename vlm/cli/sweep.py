@@ -73,10 +73,14 @@ def _definitions(values: dict[str, Any]) -> "dict[str, Definition]":
         nodes[name] = {"_target_": "vlm.evaluation.ClipBenchmarkData", "root": root, "language": language}
     if not nodes:
         raise ConfigError(
-            "no data set is named; set dataset=[cifar10,...], or clip_benchmark.root='data/wds_{name}'"
+            "no data set is named; set datasets=[cifar10,...], or clip_benchmark.root='data/wds_{name}'"
         )
     found = {}
     for name, node in nodes.items():
+        if not isinstance(node, Mapping) or "_target_" not in node:
+            raise ConfigError(
+                f"datasets.{name} has no _target_; a file of datasets holds names, and under each its data set"
+            )
         built = build(node, f"datasets.{name}")
         if not isinstance(built, DataSet):
             raise ConfigError(f"datasets.{name}._target_={node.get('_target_')} makes no data set")

@@ -94,7 +94,7 @@ class ClassificationData:
     train: Patterns | None = None
 
     def __post_init__(self) -> None:
-        for language in {*self.names} ^ {*self.templates}:
+        for language in sorted({*self.names} ^ {*self.templates}):
             has, lacks = ("names", "templates") if language in self.names else ("templates", "names")
             raise ConfigError(f"{language!r} has {has} and no {lacks}; give {lacks}.{language} as well")
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from vlm.errors import ConfigError, DataError
+from vlm.evaluation.sweep.cell import FORMAT
 
-FORMAT = 1
 TASKS = {
     "zeroshot_classification": "Zero-shot classification",
     "zeroshot_retrieval": "Retrieval",
