@@ -91,7 +91,7 @@ def test_a_failed_cell_ends_the_command_with_an_error(
         (("ClassificationData", "Retrieval"), "datasets.colours"),
         (("ClassificationData", "ClassesFromText"), "datasets.colours"),
         (("names:", "nmaes:"), "nmaes"),
-        (("colours:\n", "colours:\nother: 3\nmore:\n"), "no _target_; a file of datasets holds names"),
+        (("colours:\n", "colours:\nother: 3\nmore:\n"), "no _target_; a file of datasets has names"),
         (("templates:\n    en", "templates:\n    zh"), "'en' has names and no templates"),
         (("[colours]", "[colurs]"), "colurs"),
         (("checkpoints=", "checkpoints=no/"), "matches nothing"),

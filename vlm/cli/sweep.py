@@ -79,7 +79,7 @@ def _definitions(values: dict[str, Any]) -> "dict[str, Definition]":
     for name, node in nodes.items():
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise ConfigError(
-                f"datasets.{name} has no _target_; a file of datasets holds names, and under each its data set"
+                f"datasets.{name} has no _target_; a file of datasets has names, and under each its data set"
             )
         built = build(node, f"datasets.{name}")
         if not isinstance(built, DataSet):
