@@ -186,6 +186,16 @@ class CaptionSettings:
     bf16: bool = MISSING
 
 
+@dataclass
+class ExportSettings:
+    """Root keys of `vlm export`."""
+
+    run: str = MISSING
+    weights: str = MISSING
+    format: str = MISSING
+    out: str = MISSING
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
     store = ConfigStore.instance()
@@ -194,6 +204,7 @@ def register_schemas() -> None:
     store.store(name="interpolate_schema", node=InterpolateSettings)
     store.store(name="embed_schema", node=EmbedSettings)
     store.store(name="caption_schema", node=CaptionSettings)
+    store.store(name="export_schema", node=ExportSettings)
     store.store(name="cluster_schema", node=ClusterSettings)
     store.store(name="negatives_schema", node=NegativesSettings)
 
