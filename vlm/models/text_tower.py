@@ -26,7 +26,9 @@ def token_mask(text: Int64[Tensor, "b l"], *, eot_id: int) -> Bool[Tensor, "b l"
 
 def at_end_of_text(hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
     """The vector at the last position of each row that `mask` holds."""
-    rows = torch.arange(hidden.shape[0], device=hidden.device)  # len() would fix the batch of an exported graph
+    rows = torch.arange(
+        hidden.shape[0], device=hidden.device
+    )  # len() would fix the batch of an exported graph
     return hidden[rows, mask.sum(dim=1) - 1]
 
 

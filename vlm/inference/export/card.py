@@ -34,7 +34,9 @@ def card(source: Source, facts: Mapping[str, Any]) -> str:
     """
     template = files("vlm.inference.export").joinpath("card.md.j2").read_text(encoding="utf-8")
     return (
-        Environment(undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True)
+        Environment(
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, keep_trailing_newline=True
+        )
         .from_string(template)
         .render(
             facts=facts,

@@ -1,5 +1,6 @@
 """Whether an export gives the vectors of its source."""
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -75,7 +76,7 @@ def compare(source: Source, opened: Opened, *, tolerance: float) -> Agreement:
         texts = max(_text_difference(source, opened, rows) for rows in _rows(source, generator))
         tokenized = None if opened.tokens is None else _tokenized_alike(source, opened)
     for what, value in (("images", found), ("texts", texts)):
-        if value is not None and not value <= tolerance:  # not a number is no agreement
+        if value is not None and value > tolerance:
             raise OutputError(
                 f"{opened.library} gives other vectors of {what} for what was exported: they differ by "
                 f"{value:.2g}, more than {tolerance:g}; nothing is left of it. Look for weights that are not "
@@ -123,11 +124,13 @@ def _tokenized_alike(source: Source, opened: Opened) -> int:
         own = source.tokenizer.encode(text)
         if list(ids) != [*own[:-1], opened.eot_id]:
             raise OutputError(
-                f"{opened.library} reads {text[:20]!r} as the ids {list(ids)[:12]}, the tokenizer of the run as "
-                f"{own[:12]}; nothing is left of the export, as the tokenizer cannot be written for it"
+                f"{opened.library} reads {text[:20]!r} as the ids {list(ids)[:12]}, the tokenizer of the run "
+                f"as {own[:12]}; nothing is left of the export, as its texts would have other vectors"
             )
     return len(_SENTENCES)
 
 
 def _difference(own: Tensor, other: Tensor) -> float:
-    return float((own - other).abs().max().item())
+    """Infinite where a coordinate is not finite, as `max` of Python loses what is not a number."""
+    found = float((own - other).abs().max().item())
+    return found if math.isfinite(found) else math.inf

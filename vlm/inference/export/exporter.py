@@ -16,7 +16,7 @@ from vlm.inference.export import to_onnx, to_open_clip, to_safetensors, to_trans
 from vlm.inference.export.card import card
 from vlm.inference.export.check import Agreement, compare
 from vlm.inference.export.opened import Opened, missing
-from vlm.inference.export.source import Source, Unfit, read_source
+from vlm.inference.export.source import Source, UnfitError, read_source
 
 CHECK, CARD = "export.json", "README.md"
 
@@ -26,7 +26,7 @@ class Format:
     """How a checkpoint becomes files, and what they are checked with.
 
     Args:
-        kind_of: what the files are, in words; raises `Unfit` for a model that they cannot be of.
+        kind_of: what the files are, in words; raises `UnfitError` for a model that they cannot be of.
         tolerance: largest difference between coordinates of unit vectors.
         writers: packages that `write` needs; `readers`: that `open_folder` needs.
     """
@@ -65,7 +65,7 @@ FORMATS = {
         kind_of=to_safetensors.kind_of,
         write=to_safetensors.write,
         open_folder=to_safetensors.open_folder,
-        tolerance=1e-6,  # rows that are padded further are rounded otherwise
+        tolerance=1e-5,  # rows that are filled up further are rounded otherwise
     ),
 }
 
@@ -94,7 +94,7 @@ def export_model(run: str, out: Path, *, format: str, weights: str) -> Exported:
         weights: "model" or "ema".
 
     Raises:
-        ConfigError: an unknown format, one that cannot hold the model or lacks a package, or `out` is not empty.
+        ConfigError: the format is unknown, cannot hold the model or lacks a package, or `out` is not empty.
         CheckpointError: there is no such checkpoint.
         OutputError: it cannot be written, or gives other vectors than the source.
     """
@@ -119,7 +119,7 @@ def export_model(run: str, out: Path, *, format: str, weights: str) -> Exported:
             source=source,
             kind=kind,
             left_out=() if format == "safetensors" else source.left_out,
-            check=_check(source, chosen, draft),
+            check=_check(source, format, draft),
         )
         facts = _facts(exported, format)
         write_json(draft / CHECK, facts, indent=2)
@@ -135,25 +135,36 @@ def export_model(run: str, out: Path, *, format: str, weights: str) -> Exported:
 def _kind(source: Source, format: str) -> str:
     try:
         return FORMATS[format].kind_of(source)
-    except Unfit as reason:
+    except UnfitError as reason:
         fitting = ", ".join(name for name in FORMATS if _fits(source, name))
         raise ConfigError(
-            f"format={format} has no place for a part of {source.checkpoint}: {reason}; format={fitting} can hold it"
+            f"format={format} has no place for a part of {source.checkpoint}: {reason}; "
+            f"format={fitting} can hold it"
         ) from None
 
 
 def _fits(source: Source, format: str) -> bool:
     try:
         FORMATS[format].kind_of(source)
-    except Unfit:
+    except UnfitError:
         return False
     return True
 
 
-def _check(source: Source, chosen: Format, folder: Path) -> Agreement | str:
+def _check(source: Source, format: str, folder: Path) -> Agreement | str:
+    chosen = FORMATS[format]
     if absent := missing(chosen.readers):
         return f"not checked: {', '.join(absent)} is not installed"
-    return compare(source, chosen.open_folder(source, folder), tolerance=chosen.tolerance)
+    try:
+        opened = chosen.open_folder(source, folder)
+    except Exception as error:  # each library fails in its own way on what its version does not know
+        reason = (str(error) or type(error).__name__).partition("\n")[0]
+        library = (chosen.readers or (format,))[0]
+        raise OutputError(
+            f"{library} as it is installed cannot open what format={format} writes: {reason}; nothing is "
+            "left of it"
+        ) from error
+    return compare(source, opened, tolerance=chosen.tolerance)
 
 
 def _facts(exported: Exported, format: str) -> dict[str, Any]:

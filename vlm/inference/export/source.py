@@ -8,13 +8,20 @@ from typing import Any
 from vlm.data import Preprocess
 from vlm.data.tokenizers import Tokenizer
 from vlm.errors import ConfigError
-from vlm.inference.checkpoint import EMA, WEIGHTS, Description, latest_checkpoint, read_config, read_description
+from vlm.inference.checkpoint import (
+    EMA,
+    WEIGHTS,
+    Description,
+    latest_checkpoint,
+    read_config,
+    read_description,
+)
 from vlm.inference.load import Loaded, load
 from vlm.models import DualEncoder, ModelSpec, build_model
 from vlm.models.spec import DECODERS
 
 
-class Unfit(Exception):
+class UnfitError(Exception):
     """A format has no place for a part of the model; the message names the part."""
 
 
@@ -53,10 +60,10 @@ class Source:
         """That of the text tower.
 
         Raises:
-            Unfit: the model has none.
+            UnfitError: the model has none.
         """
         if self.loaded.tokenizer is None:
-            raise Unfit("the model has no text tower (model.text=null)")
+            raise UnfitError("the model has no text tower (model.text=null)")
         return self.loaded.tokenizer
 
     @property

@@ -11,9 +11,9 @@ from torch.nn import functional as F
 
 from vlm.files import write_json
 from vlm.inference.export.opened import Opened
-from vlm.inference.export.source import Source, Unfit
+from vlm.inference.export.source import Source, UnfitError
 from vlm.inference.export.to_transformers import require_causal
-from vlm.inference.export.tokenizer_files import opened_tokens, padding_of, write_tokenizer
+from vlm.inference.export.tokenizer_files import padding_of, write_tokenizer
 from vlm.inference.export.tower import plain_trunk, require_alike, require_vit
 from vlm.inference.foreign import open_clip as names
 from vlm.models import ImageTowerSpec
@@ -26,36 +26,36 @@ def kind_of(source: Source) -> str:
     """The image tower that open_clip makes of it.
 
     Raises:
-        Unfit: there is none.
+        UnfitError: there is none.
     """
     spec = source.spec
     _ = source.tokenizer
     if spec.image_pooler is not None:
-        raise Unfit("the pooling of the image by model.image_pooler")
+        raise UnfitError("the pooling of the image by model.image_pooler")
     text = require_causal(spec)
     if text.activation not in _ACTIVATIONS:
-        raise Unfit(f"the activation {text.activation} of the text tower")
+        raise UnfitError(f"the activation {text.activation} of the text tower")
     _require_preprocess(source)
     try:
         sizes = require_vit(spec.image, "clip")
-    except Unfit:
-        _require_timm(spec.image)
+    except UnfitError:
+        _require_timm(spec.image, width=source.vectors.image.width)
         return "CLIP with an image tower of timm"
     if sizes.activation != text.activation:
-        raise Unfit(f"the activation {sizes.activation} of images beside {text.activation} of texts")
+        raise UnfitError(f"the activation {sizes.activation} of images beside {text.activation} of texts")
     return "CLIP"
 
 
 def write(source: Source, folder: Path) -> None:
     """Write description, weights and tokenizer."""
     text, by_timm = require_causal(source.spec), kind_of(source) != "CLIP"
-    described = {
+    described: dict[str, Any] = {
         "embed_dim": source.spec.embed_dim,
         "vision_cfg": _timm_vision(source.spec.image) if by_timm else _own_vision(source.spec.image),
         "text_cfg": {
             "context_length": text.context_length,
             "vocab_size": text.vocab_size,
-            # In a folder any name says that the tokenizer lies beside; on the hub it has to be the repository's.
+            # In a folder any name says that the tokenizer lies beside; on the hub it is the repository's.
             "hf_tokenizer_name": source.name,
             "width": text.width,
             "heads": text.heads,
@@ -68,7 +68,7 @@ def write(source: Source, folder: Path) -> None:
         described["quick_gelu"] = True
     if source.vectors.logit_bias is not None:
         described["init_logit_bias"] = source.vectors.logit_bias.item()
-    preprocess = {
+    preprocess: dict[str, Any] = {
         "mean": list(source.spec.image.mean),
         "std": list(source.spec.image.std),
         "interpolation": source.preprocess.interpolation,
@@ -86,28 +86,34 @@ def write(source: Source, folder: Path) -> None:
 
 def open_folder(source: Source, folder: Path) -> Opened:
     """What open_clip makes of the folder."""
-    import open_clip
+    import open_clip  # type: ignore[import-not-found]
 
     model, _, _ = open_clip.create_model_and_transforms(f"local-dir:{folder}")
     model.eval()
     tokenizer: Any = open_clip.get_tokenizer(f"local-dir:{folder}")
-    normalised = source.vectors.image.normalised
+    normalised, end = source.vectors.image.normalised, source.tokenizer.eot_id
     return Opened(
         library=f"open_clip {open_clip.__version__}",
         image=lambda image: F.normalize(model.encode_image(normalised(image)), dim=-1),
         text=lambda text: F.normalize(model.encode_text(text), dim=-1),
-        tokens=lambda texts: opened_tokens(tokenizer.tokenizer, texts),
-        eot_id=source.tokenizer.eot_id,
+        tokens=lambda texts: [_to_end(row, end) for row in tokenizer(texts).tolist()],
+        eot_id=end,
         padding=padding_of(source.tokenizer),
     )
+
+
+def _to_end(row: list[int], end: int) -> list[int]:
+    return row[: row.index(end) + 1]
 
 
 def _require_preprocess(source: Source) -> None:
     preprocess = source.preprocess
     if preprocess.interpolation not in _INTERPOLATIONS:
-        raise Unfit(f"interpolation={preprocess.interpolation}; open_clip has {' and '.join(_INTERPOLATIONS)}")
+        raise UnfitError(
+            f"interpolation={preprocess.interpolation}; open_clip has {' and '.join(_INTERPOLATIONS)}"
+        )
     if preprocess.resize_mode == "longest" and len(set(preprocess.background)) > 1:
-        raise Unfit(f"the background {list(preprocess.background)}, which is no grey")
+        raise UnfitError(f"the background {list(preprocess.background)}, which is no grey")
 
 
 def _own_vision(spec: ImageTowerSpec) -> dict[str, Any]:
@@ -135,7 +141,7 @@ def _timm_vision(spec: ImageTowerSpec) -> dict[str, Any]:
     }
 
 
-def _require_timm(spec: ImageTowerSpec) -> None:
+def _require_timm(spec: ImageTowerSpec, *, width: int) -> None:
     """open_clip gives timm a name and nothing else, neither an option nor a size of image."""
     what, than = f"the image tower {spec.name}", "timm's without options, which is what open_clip builds"
     with torch.device("meta"):
@@ -144,7 +150,9 @@ def _require_timm(spec: ImageTowerSpec) -> None:
     own: Any = plain_trunk(spec)
     require_alike(own, other, what=what, than=than)
     if getattr(own, "global_pool", None).__class__ is str and own.global_pool != other.global_pool:
-        raise Unfit(f"{what} pools with global_pool={own.global_pool}, {than}, with {other.global_pool}")
+        raise UnfitError(f"{what} pools with global_pool={own.global_pool}, {than}, with {other.global_pool}")
+    if width != other.num_features:  # families with a layer behind their pooling
+        raise UnfitError(f"{what} gives {width} numbers, of which open_clip expects {other.num_features}")
 
 
 def _with_timm(weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -12,8 +12,8 @@ from torch.nn import functional as F
 
 from vlm.data.tokenizers import Tokenizer
 from vlm.inference.export.opened import Opened
-from vlm.inference.export.source import Source, Unfit
-from vlm.inference.export.tokenizer_files import opened_tokens, padding_of, with_new_end, write_tokenizer
+from vlm.inference.export.source import Source, UnfitError
+from vlm.inference.export.tokenizer_files import padding_of, with_new_end, write_tokenizer
 from vlm.inference.export.tower import Vit, require_vit
 from vlm.inference.foreign import transformers_clip, transformers_siglip
 from vlm.inference.foreign.transformers_folder import ACTIVATIONS
@@ -22,25 +22,25 @@ from vlm.models import CausalTextSpec, ModelSpec, TransformersTextSpec
 _WEIGHTS = "model.safetensors"
 # CLIPModel pools at the largest id where its configuration says 2, which old ones did wrongly.
 _NOT_AN_END = 2
-_NAMES = {own: theirs for theirs, own in ACTIVATIONS.items()}
+_NAMES: Mapping[str, str] = {own: theirs for theirs, own in ACTIVATIONS.items()}
 
 
 def kind_of(source: Source) -> str:
     """The class that holds the model.
 
     Raises:
-        Unfit: there is none.
+        UnfitError: there is none.
     """
     spec, preprocess = source.spec, source.preprocess
     _ = source.tokenizer
     if spec.image_pooler is not None:
-        raise Unfit("the pooling of the image by model.image_pooler")
+        raise UnfitError("the pooling of the image by model.image_pooler")
     if preprocess.resize_mode == "longest":
-        raise Unfit("resize_mode=longest, which image processors of transformers do not know")
+        raise UnfitError("resize_mode=longest, which image processors of transformers do not know")
     if _is_siglip(spec):
         require_vit(spec.image, "siglip")
         if not torch.equal(source.vectors.image_projection.weight, torch.eye(spec.embed_dim)):
-            raise Unfit("the projection of image vectors, which SiglipModel does not have")
+            raise UnfitError("the projection of image vectors, which SiglipModel does not have")
         return "SiglipModel"
     require_causal(spec)
     require_vit(spec.image, "clip")
@@ -51,13 +51,13 @@ def require_causal(spec: ModelSpec) -> CausalTextSpec:
     """The text tower, if it is CLIP's.
 
     Raises:
-        Unfit: it is another.
+        UnfitError: it is another.
     """
     text = spec.text
     if not isinstance(text, CausalTextSpec):
-        raise Unfit(f"the text tower of model.text.kind={spec.text_tower.kind}")
+        raise UnfitError(f"the text tower of model.text.kind={spec.text_tower.kind}")
     if text.pooling != "eot":
-        raise Unfit(f"the class token behind the text (model.text.pooling={text.pooling})")
+        raise UnfitError(f"the class token behind the text (model.text.pooling={text.pooling})")
     return text
 
 
@@ -79,12 +79,13 @@ def open_folder(source: Source, folder: Path) -> Opened:
     """What transformers makes of the folder."""
     import transformers
 
+    quiet: Any = transformers.utils.logging.disable_progress_bar
+    quiet()
     siglip = kind_of(source) == "SiglipModel"
     model_class: Any = transformers.SiglipModel if siglip else transformers.CLIPModel
     model, notes = model_class.from_pretrained(folder, output_loading_info=True, local_files_only=True)
-    unknown = [name for key in ("missing_keys", "unexpected_keys") for name in notes[key]]
-    if unknown:
-        raise AssertionError(f"transformers does not know or misses {', '.join(unknown)}")
+    assert not notes["missing_keys"], notes
+    assert not notes["unexpected_keys"], notes
     model.eval()
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder, local_files_only=True)
     normalised = source.vectors.image.normalised
@@ -92,7 +93,7 @@ def open_folder(source: Source, folder: Path) -> Opened:
         library=f"transformers {transformers.__version__}",
         image=lambda image: _unit(model.get_image_features(normalised(image))),
         text=lambda text: _unit(model.get_text_features(text)),
-        tokens=lambda texts: opened_tokens(tokenizer, texts),
+        tokens=lambda texts: tokenizer(list(texts), truncation=True)["input_ids"],
         eot_id=_tokenizer(source).eot_id,
         padding=_padding(source),
     )
@@ -177,7 +178,7 @@ def _siglip_config(source: Source) -> Any:
     )
 
 
-def _vision(sizes: Vit, *, eps: float) -> Mapping[str, Any]:
+def _vision(sizes: Vit, *, eps: float) -> dict[str, Any]:
     return {
         "hidden_size": sizes.width,
         "intermediate_size": sizes.mlp_width,

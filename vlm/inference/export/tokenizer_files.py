@@ -1,7 +1,6 @@
 """Tokenizers as transformers keeps them, which open_clip reads too."""
 
 import json
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,8 @@ def write_tokenizer(tokenizer: Tokenizer, folder: Path, *, padding: int) -> None
     inner = _inner(tokenizer)
     inner.no_truncation()
     begin = {} if tokenizer.bot_id is None else {"bos_token": inner.id_to_token(tokenizer.bot_id)}
-    PreTrainedTokenizerFast(
+    made_by: Any = PreTrainedTokenizerFast
+    made_by(
         tokenizer_object=inner,
         eos_token=inner.id_to_token(tokenizer.eot_id),
         pad_token=inner.id_to_token(padding),
@@ -57,17 +57,12 @@ def with_new_end(tokenizer: Tokenizer) -> Tokenizer:
     while inner.token_to_id(name) is not None:
         name = f"<{name}>"
     inner.add_special_tokens([name])
-    begin = [] if tokenizer.bot_id is None else [inner.id_to_token(tokenizer.bot_id)]
+    begin = [] if tokenizer.bot_id is None else [str(inner.id_to_token(tokenizer.bot_id))]
     inner.post_processor = processors.TemplateProcessing(
         single=" ".join([*begin, "$A", name]),
         special_tokens=[(token, inner.token_to_id(token)) for token in (*begin, name)],
     )
     return Tokenizer(inner, context_length=tokenizer.context_length)
-
-
-def opened_tokens(tokenizer: Any, texts: Sequence[str]) -> list[list[int]]:
-    """Ids of texts by a tokenizer of transformers."""
-    return [list(ids) for ids in tokenizer(list(texts), truncation=True)["input_ids"]]
 
 
 def _inner(tokenizer: Tokenizer) -> tokenizers.Tokenizer:

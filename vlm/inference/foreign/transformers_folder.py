@@ -67,8 +67,7 @@ def activation(config: Any, facts: Facts, *, tower: str) -> Activation:
     name = config.hidden_act
     if name not in ACTIVATIONS:
         raise CheckpointError(
-            f"{facts.source} has hidden_act={name!r} in its {tower}; "
-            f"{', '.join(ACTIVATIONS)} can be imported"
+            f"{facts.source} has hidden_act={name!r} in its {tower}; {', '.join(ACTIVATIONS)} can be imported"
         )
     settled: Activation = facts.settle("activation", ACTIVATIONS[name], of=tower)
     facts.settle("head_width", config.hidden_size // config.num_attention_heads, of=tower)
