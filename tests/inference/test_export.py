@@ -131,7 +131,7 @@ def test_a_library_that_is_absent_is_named(tmp_path: Path, monkeypatch: pytest.M
     said = export(source, tmp_path / "out", format="open_clip")
     assert said["check"] == "not checked: open_clip is not installed"
     assert "Not checked: open_clip is not installed." in (tmp_path / "out" / "README.md").read_text()
-    with pytest.raises(ConfigError, match=r"needs onnx, onnxscript, .* pip install 'vlm\[onnx\]'"):
+    with pytest.raises(ConfigError, match=r"needs onnx, onnxscript, .* pip install -e '.\[onnx\]'"):
         export(source, tmp_path / "onnx", format="onnx")
 
 
@@ -207,7 +207,9 @@ def test_the_model_card_tells_what_the_run_knows(tmp_path: Path) -> None:
     assert "0.2500" not in text
 
 
-@pytest.mark.parametrize("format", ["transformers", "onnx", "safetensors"])
+@pytest.mark.parametrize(
+    "format", ["transformers", "safetensors", pytest.param("onnx", marks=pytest.mark.long)]
+)
 def test_the_code_of_a_model_card_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], format: str
 ) -> None:

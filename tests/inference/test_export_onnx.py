@@ -35,35 +35,47 @@ def exported(tmp_path: Path, **changes: Any) -> tuple[Path, vlm.inference.Loaded
     return tmp_path / "out", vlm.load(source)
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
-        {},
-        pytest.param({"text": {"pooling": "class"}, "image": RESNET}, marks=pytest.mark.long),
-        pytest.param(
-            {"text": {"pooling": "class_open_clip"}, "text_decoder": DECODER}, marks=pytest.mark.long
-        ),
-        pytest.param({"image_pooler": {"kind": "shared", "queries": 3, "heads": 2}}, marks=pytest.mark.long),
-        pytest.param({"text": {"kind": "transformers", "options": BERT}}, marks=pytest.mark.long),
-    ],
-)
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, vlm.inference.Loaded]:
+    """Graphs of a CLIP, and their source."""
+    return exported(tmp_path_factory.mktemp("clip"))
+
+
 @torch.no_grad()
-def test_vectors_equal_those_of_the_source_in_any_batch(tmp_path: Path, changes: dict[str, Any]) -> None:
-    out, loaded = exported(tmp_path, **changes)
+def require_equal(out: Path, loaded: vlm.inference.Loaded) -> None:
     side, generator = loaded.preprocess.image_size, torch.Generator().manual_seed(0)
+    assert loaded.tokenizer is not None
     for count in (1, 3, 8):
         image = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8, generator=generator)
         own = loaded.model.encode_image(image)
         torch.testing.assert_close(run(out / "image.onnx", "image", image), own, atol=TOLERANCE, rtol=0)
-        assert loaded.tokenizer is not None
-        text = loaded.tokenizer(["a red square", "灰色的正方形", "red"][:count] * (count // 3 or 1))
+        text = loaded.tokenizer((["a red square", "灰色的正方形", "red"] * 3)[:count])
         own = loaded.model.encode_text(text)
         torch.testing.assert_close(run(out / "text.onnx", "text", text), own, atol=TOLERANCE, rtol=0)
         assert own.std() > 0.1
 
 
-def test_what_stands_beside_the_graphs_says_what_they_take(tmp_path: Path) -> None:
-    out, loaded = exported(tmp_path)
+def test_vectors_equal_those_of_the_source_in_any_batch(clip: tuple[Path, vlm.inference.Loaded]) -> None:
+    require_equal(*clip)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"text": {"pooling": "class"}, "image": RESNET},
+        {"text": {"pooling": "class_open_clip"}, "text_decoder": DECODER},
+        {"image_pooler": {"kind": "shared", "queries": 3, "heads": 2}},
+        {"text": {"kind": "bag_of_words"}},
+        {"text": {"kind": "transformers", "options": BERT}},
+    ],
+)
+def test_vectors_of_other_models_equal_those_of_the_source(tmp_path: Path, changes: dict[str, Any]) -> None:
+    require_equal(*exported(tmp_path, **changes))
+
+
+def test_what_stands_beside_the_graphs_says_what_they_take(clip: tuple[Path, vlm.inference.Loaded]) -> None:
+    out, loaded = clip
     said = json.loads((out / "preprocess.json").read_text())
     assert (said["image"]["type"], said["image"]["shape"]) == ("uint8", ["batch", 3, 16, 16])
     assert {
@@ -75,6 +87,7 @@ def test_what_stands_beside_the_graphs_says_what_they_take(tmp_path: Path) -> No
     assert 0 < check["images"] < check["tolerance"] == TOLERANCE
 
 
+@pytest.mark.long
 def test_a_model_of_images_alone_has_one_graph(tmp_path: Path) -> None:
     out, _ = exported(tmp_path, text=None)
     assert not (out / "text.onnx").exists()

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from exportable import checkpoint
+from exportable import CLIP_VIT, checkpoint
 from foreign_models import NOTHING, TEXTS, clip_folder, siglip_folder, unit
 from PIL import Image
 from safetensors.torch import load_file
@@ -25,6 +25,8 @@ SENTENCES = [
     "",
     "a green square " * 30,
 ]
+CLIP_OPTIONS = CLIP_VIT["options"]
+RESNET = {"name": "resnet10t", "image_size": 32, "options": {}}
 
 
 def exported(source: Path, out: Path) -> vlm.inference.Loaded:

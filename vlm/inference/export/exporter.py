@@ -106,7 +106,7 @@ def export_model(run: str, out: Path, *, format: str, weights: str) -> Exported:
     chosen = FORMATS[format]
     if absent := missing(chosen.writers):
         raise ConfigError(
-            f"format={format} needs {', '.join(absent)}, not installed here: pip install 'vlm[{format}]'"
+            f"format={format} needs {', '.join(absent)}, not installed here: pip install -e '.[{format}]'"
         )
     source = read_source(run, weights=weights)
     kind = _kind(source, format)
