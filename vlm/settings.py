@@ -221,6 +221,16 @@ class SweepSettings:
     bf16: bool = MISSING
 
 
+@dataclass
+class ExportSettings:
+    """Root keys of `vlm export`."""
+
+    run: str = MISSING
+    weights: str = MISSING
+    format: str = MISSING
+    out: str = MISSING
+
+
 def register_schemas() -> None:
     """Make the root schemas known to Hydra, so that a misspelt root key in any yaml is an error."""
     store = ConfigStore.instance()
@@ -230,6 +240,7 @@ def register_schemas() -> None:
     store.store(name="report_schema", node=ReportSettings)
     store.store(name="embed_schema", node=EmbedSettings)
     store.store(name="caption_schema", node=CaptionSettings)
+    store.store(name="export_schema", node=ExportSettings)
     store.store(name="sweep_schema", node=SweepSettings)
     store.store(name="cluster_schema", node=ClusterSettings)
     store.store(name="negatives_schema", node=NegativesSettings)

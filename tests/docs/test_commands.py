@@ -40,6 +40,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/scaling.md": {"bash": 2},
     "docs/guides/speed.md": {"bash": 7},
     "docs/guides/weights.md": {"bash": 9, "output": 2},
+    "docs/guides/exporting.md": {"bash": 7, "python": 2, "output": 2},
     "docs/guides/evaluating.md": {"bash": 10, "python": 1, "yaml": 1, "output": 1},
     "docs/guides/sweeping.md": {"bash": 3, "python": 1, "yaml": 1, "output": 1},
     "docs/guides/compositional.md": {"bash": 3, "yaml": 1},
@@ -54,6 +55,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
 }
 # Their commands take longest, and other tests run the same.
 LONG_PAGES = (
+    "docs/guides/exporting.md",
     "docs/guides/speed.md",
     "docs/guides/evaluating.md",
     "docs/guides/virtual_classes.md",

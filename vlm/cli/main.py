@@ -10,6 +10,7 @@ VERBS = {
     "cluster": "k-means of features; the nearest clusters become labels beside the shards",
     "embed": "features of shards by a trained tower",
     "evaluate": "score a run or a checkpoint and write a report",
+    "export": "make a checkpoint into files of transformers, open_clip or ONNX",
     "import": "make a model of open_clip or transformers into a checkpoint",
     "interpolate": "checkpoints between two, and what each keeps of either",
     "negatives": "captions that are wrong for their image, beside the shards",

@@ -95,7 +95,11 @@ class Tokenizer:
     def save(self, path: str | Path) -> None:
         """Write everything to one file, in the format of the `tokenizers` library."""
         # Its own `save` reports a full disk as an Exception of no kind.
-        Path(path).write_text(self._tokenizer.to_str(pretty=True), encoding="utf-8")
+        Path(path).write_text(self.to_json(), encoding="utf-8")
+
+    def to_json(self) -> str:
+        """What `save` writes."""
+        return str(self._tokenizer.to_str(pretty=True))
 
     @classmethod
     def load(cls, path: str | Path) -> "Tokenizer":

@@ -26,7 +26,9 @@ def token_mask(text: Int64[Tensor, "b l"], *, eot_id: int) -> Bool[Tensor, "b l"
 
 def at_end_of_text(hidden: Float[Tensor, "b l d"], mask: Bool[Tensor, "b l"]) -> Float[Tensor, "b d"]:
     """The vector at the last position of each row that `mask` holds."""
-    rows = torch.arange(len(hidden), device=hidden.device)
+    rows = torch.arange(
+        hidden.shape[0], device=hidden.device
+    )  # len() would fix the batch of an exported graph
     return hidden[rows, mask.sum(dim=1) - 1]
 
 
@@ -159,7 +161,7 @@ class CausalTransformer(TextTower):
             mask = F.pad(mask, (0, missing))
         x = self.token_embedding(text) + self.positional_embedding[: text.shape[1]]
         own = self.class_embedding + self.positional_embedding[-1]
-        x = torch.cat([x, own.expand(len(x), 1, -1)], dim=1)
+        x = torch.cat([x, own.expand(x.shape[0], 1, -1)], dim=1)
         seen = self._seen(mask)
         for block in self.blocks:
             x = block(x, mask=seen)

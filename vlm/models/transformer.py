@@ -64,7 +64,7 @@ class SelfAttention(nn.Module):
             k,
             v,
             attn_mask=None if mask is None else mask.unsqueeze(1),
-            is_causal=self.causal and mask is None and k.shape[2] == l,
+            is_causal=self.causal and mask is None and (cache is None or k.shape[2] == l),
         )
         return self.out_proj(mixed.transpose(1, 2).reshape(b, l, d))  # type: ignore[no-any-return]
 

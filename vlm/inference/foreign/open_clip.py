@@ -11,7 +11,7 @@ from torch import Tensor
 from vlm.errors import CheckpointError, ConfigError
 from vlm.inference.foreign import open_clip_coca as coca
 from vlm.inference.foreign.facts import Facts, Foreign, require_equal
-from vlm.inference.foreign.names import num_layers, renamed
+from vlm.inference.foreign.names import inverted, num_layers, renamed
 from vlm.inference.foreign.vit import vit
 from vlm.models import CausalTextSpec, ImageTowerSpec, ModelSpec
 from vlm.models.state_dict import read_state_dict
@@ -56,6 +56,8 @@ _IRRELEVANT = frozenset(
 )
 _NEUTRAL = {"pos_embed_type": "learnable", "block_type": "default", "proj_type": "linear"}
 _LEFTOVERS = ("input_resolution", "context_length", "vocab_size", "attn_mask")  # of the first CLIP's archives
+
+_SCALARS = frozenset({"logit_scale", "logit_bias"})
 
 _BLOCK = r"(weight|bias)"
 _RULES = (
@@ -243,6 +245,20 @@ def _heads(width: int, head_width: int, tower: str) -> int:
     return width // head_width
 
 
+def restored(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of this project by the names and shapes of open_clip's CLIP: the way back of `read`.
+
+    Names that are those of no part of open_clip's own towers stay.
+    """
+    turned = {name: value.reshape(()) if name in _SCALARS else value for name, value in weights.items()}
+    turned["text_projection.weight"] = weights["text_projection.weight"].T
+    if "image.trunk.cls_token" in weights:
+        turned["image.trunk.cls_token"] = weights["image.trunk.cls_token"][0, 0]
+        turned["image.trunk.pos_embed"] = weights["image.trunk.pos_embed"][0]
+        turned["image_projection.weight"] = weights["image_projection.weight"].T
+    return renamed(turned, inverted(_RULES))
+
+
 def _converted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
     """open_clip multiplies by its projections from the right, and has no axis for the batch."""
     turned = dict(weights)
@@ -250,6 +266,6 @@ def _converted(weights: dict[str, Tensor]) -> dict[str, Tensor]:
         turned[name] = weights[name].T
     turned["visual.class_embedding"] = weights["visual.class_embedding"][None, None]
     turned["visual.positional_embedding"] = weights["visual.positional_embedding"][None]
-    for name in turned.keys() & {"logit_scale", "logit_bias"}:
+    for name in turned.keys() & _SCALARS:
         turned[name] = weights[name].reshape(1)
     return renamed(turned, _RULES)

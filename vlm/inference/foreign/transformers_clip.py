@@ -1,5 +1,6 @@
 """`CLIPModel` of transformers."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 from torch import Tensor
@@ -7,7 +8,7 @@ from torch import Tensor
 from vlm.errors import CheckpointError
 from vlm.inference.foreign import transformers_folder as folder_of
 from vlm.inference.foreign.facts import Facts, Foreign
-from vlm.inference.foreign.names import renamed, with_joined_qkv
+from vlm.inference.foreign.names import inverted, renamed, with_joined_qkv, with_separate_qkv
 from vlm.inference.foreign.vit import vit
 from vlm.models import CausalTextSpec, ModelSpec
 
@@ -83,6 +84,15 @@ def read(source: Path, facts: Facts) -> Foreign:
         eot_id="largest" if text.eos_token_id == _EOT_BEFORE_IT_WAS_READ else text.eos_token_id,
         pad_token=None,
     )
+
+
+def restored(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of this project by the names and shapes of `CLIPModel`: the way back of `read`."""
+    turned = dict(weights)
+    turned["image.trunk.cls_token"] = weights["image.trunk.cls_token"][0, 0]
+    turned["image.trunk.pos_embed"] = weights["image.trunk.pos_embed"][0]
+    turned["logit_scale"] = weights["logit_scale"].reshape(())
+    return with_separate_qkv(renamed(turned, inverted(_RULES)))
 
 
 def _converted(weights: dict[str, Tensor]) -> dict[str, Tensor]:

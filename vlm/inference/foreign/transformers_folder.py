@@ -15,7 +15,7 @@ from vlm.models.state_dict import read_state_dict
 
 CONFIG = "config.json"
 _WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-_ACTIVATIONS: Mapping[str, Activation] = {
+ACTIVATIONS: Mapping[str, Activation] = {
     "gelu": "gelu",
     "quick_gelu": "quick_gelu",
     "gelu_pytorch_tanh": "gelu_tanh",
@@ -65,12 +65,11 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
 def activation(config: Any, facts: Facts, *, tower: str) -> Activation:
     """The activation of a tower by the project's name."""
     name = config.hidden_act
-    if name not in _ACTIVATIONS:
+    if name not in ACTIVATIONS:
         raise CheckpointError(
-            f"{facts.source} has hidden_act={name!r} in its {tower}; "
-            f"{', '.join(_ACTIVATIONS)} can be imported"
+            f"{facts.source} has hidden_act={name!r} in its {tower}; {', '.join(ACTIVATIONS)} can be imported"
         )
-    settled: Activation = facts.settle("activation", _ACTIVATIONS[name], of=tower)
+    settled: Activation = facts.settle("activation", ACTIVATIONS[name], of=tower)
     facts.settle("head_width", config.hidden_size // config.num_attention_heads, of=tower)
     return settled
 

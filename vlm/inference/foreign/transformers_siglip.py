@@ -1,5 +1,6 @@
 """`SiglipModel` of transformers: its text encoder as it is, its image tower as timm's."""
 
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -8,7 +9,7 @@ from torch import Tensor
 from vlm.errors import CheckpointError
 from vlm.inference.foreign import transformers_folder as folder_of
 from vlm.inference.foreign.facts import Facts, Foreign
-from vlm.inference.foreign.names import renamed, with_joined_qkv
+from vlm.inference.foreign.names import inverted, renamed, with_joined_qkv, with_separate_qkv
 from vlm.inference.foreign.vit import vit
 from vlm.models import ModelSpec, TransformersTextSpec
 
@@ -16,6 +17,8 @@ _EPSILON = 1e-6
 _TEXT = "siglip_text_model"
 
 _POOL = "image.trunk.attn_pool"
+_ATTENTION = "vision_model.head.attention"
+_HEAD = "text.encoder.head"
 _RULES = (
     *folder_of.IMAGE_LAYERS,
     (r"vision_model\.head\.probe", rf"{_POOL}.latent"),
@@ -84,11 +87,27 @@ def read(source: Path, facts: Facts) -> Foreign:
     )
 
 
-def _converted(weights: dict[str, Tensor], *, width: int) -> dict[str, Tensor]:
-    attention = "vision_model.head.attention"
+def restored(weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Weights of this project by the names and shapes of `SiglipModel`: the way back of `read`.
+
+    `SiglipModel` has no projections: that of texts becomes a part of the text encoder's head, that of images
+    has to be the identity.
+    """
+    turned = {name: value for name, value in weights.items() if not name.endswith("_projection.weight")}
     for kind in ("weight", "bias"):
-        query, key_and_value = torch.split(weights.pop(f"{attention}.in_proj_{kind}"), [width, 2 * width])
-        weights |= {f"{attention}.q.{kind}": query, f"{attention}.kv.{kind}": key_and_value}
+        turned[f"{_HEAD}.{kind}"] = weights["text_projection.weight"] @ weights[f"{_HEAD}.{kind}"]
+    turned["image.trunk.pos_embed"] = weights["image.trunk.pos_embed"][0]
+    separate = with_separate_qkv(renamed(turned, inverted(_RULES)))
+    for kind in ("weight", "bias"):
+        parts = [separate.pop(f"{_ATTENTION}.{part}.{kind}") for part in ("q", "kv")]
+        separate[f"{_ATTENTION}.in_proj_{kind}"] = torch.cat(parts)
+    return separate
+
+
+def _converted(weights: dict[str, Tensor], *, width: int) -> dict[str, Tensor]:
+    for kind in ("weight", "bias"):
+        query, key_and_value = torch.split(weights.pop(f"{_ATTENTION}.in_proj_{kind}"), [width, 2 * width])
+        weights |= {f"{_ATTENTION}.q.{kind}": query, f"{_ATTENTION}.kv.{kind}": key_and_value}
     text = {name: value for name, value in weights.items() if name.startswith("text_model.")}
     rest = {name: value for name, value in weights.items() if name not in text}
     converted = renamed({**with_joined_qkv(rest), **text}, _RULES)
