@@ -14,7 +14,7 @@ from gloo import run_gloo
 from tiny import save_tiny, tiny_loaded, write_tiny_shards
 
 from vlm.distributed import Topology
-from vlm.errors import ConfigError, OutputError
+from vlm.errors import CheckpointError, ConfigError, OutputError
 from vlm.evaluation import CaseData, ClassificationData, DataSet, RetrievalData
 from vlm.evaluation.cases import CasesFromShards
 from vlm.evaluation.class_names import ClassesFromJsonLists
@@ -367,6 +367,17 @@ def test_a_run_is_its_last_checkpoint(tmp_path: Path) -> None:
     assert [candidate.name for candidate in find(tmp_path, "runs/*")()] == ["tiny/step_00000002"]
     both = find(tmp_path, "runs/*", "runs/tiny/checkpoints/*")()
     assert [candidate.step for candidate in both] == [2, 1]
+
+
+def test_an_unreadable_checkpoint_of_a_pattern_is_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    two_steps(tmp_path)
+    (tmp_path / "runs/tiny/checkpoints/step_00000001/model.json").write_text("{}")
+    assert [candidate.step for candidate in find(tmp_path, "runs/tiny/checkpoints/*")()] == [2]
+    assert "step_00000001 is left out: " in caplog.text
+    with pytest.raises(CheckpointError, match=r"model\.json"):
+        find(tmp_path, "runs/tiny/checkpoints/step_00000001")()
 
 
 def on_ranks(folder: str) -> dict[str, Any]:

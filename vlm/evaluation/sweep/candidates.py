@@ -4,14 +4,14 @@ import hashlib
 import importlib.util
 import logging
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from glob import glob
 from pathlib import Path
 
 from filelock import FileLock
 
-from vlm.errors import CheckpointError, ConfigError
+from vlm.errors import ConfigError, VlmError
 from vlm.evaluation.sweep.identity import digest_of
 from vlm.inference import DESCRIPTION, EMA, TOKENIZER, WEIGHTS, latest_checkpoint, read_description
 from vlm.inference.foreign import Given, import_model
@@ -92,7 +92,7 @@ def find_candidates(
 
     Raises:
         ConfigError: a pattern names nothing, or two checkpoints would have one name.
-        CheckpointError: a checkpoint cannot be read.
+        CheckpointError: a checkpoint that is named without a pattern cannot be read; of others it is logged.
     """
     patterns = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     if not patterns:
@@ -116,25 +116,33 @@ def _of_pattern(pattern: str, weights: str, open_clip: OpenClip, imported: Path)
         if not found:
             raise ConfigError(f"checkpoints: {file!r} of {pattern!r} names no file")
         return [_foreign(path, open_clip.given(model), imported, weights) for path in found]
-    paths = [Path(path) for path in sorted(glob(pattern))]
-    candidates = [_of_path(path, weights, imported) for path in paths]
-    kept = [candidate for candidate in candidates if candidate is not None]
-    if not kept:
-        what = "matches nothing" if not paths else "holds no checkpoint"
+    if Path(pattern).exists():
+        candidate = _of_path(Path(pattern), weights, imported)
+        candidates = [candidate] if candidate is not None else []
+    else:
+        candidates = list(_readable(sorted(glob(pattern)), weights, imported))
+    if not candidates:
+        what = "holds no checkpoint" if glob(pattern) else "matches nothing"
         raise ConfigError(f"checkpoints: {pattern!r} {what}; name a run, a checkpoint, or a pattern of them")
-    return kept
+    return candidates
+
+
+def _readable(paths: Sequence[str], weights: str, imported: Path) -> Iterator[Candidate]:
+    """Of what a pattern matches; one checkpoint that cannot be read does not stop the others."""
+    for path in paths:
+        try:
+            candidate = _of_path(Path(path), weights, imported)
+        except VlmError as error:
+            logger.warning("%s is left out: %s", path, error)
+        else:
+            if candidate is not None:
+                yield candidate
 
 
 def _of_path(path: Path, weights: str, imported: Path) -> Candidate | None:
     """None for what is no model: a pattern such as runs/* may match anything."""
     if (path / DESCRIPTION).is_file() or (path / "checkpoints").is_dir():
-        try:
-            return _own(latest_checkpoint(path), weights)
-        except CheckpointError as error:
-            if (path / DESCRIPTION).is_file():
-                raise
-            logger.warning("%s is left out: %s", path, error)
-            return None
+        return _own(latest_checkpoint(path), weights)
     if path.is_dir() and any((path / name).is_file() for name in _FOREIGN):
         return _foreign(path, Given(), imported, weights)
     return None
@@ -153,7 +161,7 @@ def _own(path: Path, weights: str, *, name: str | None = None) -> Candidate:
         "preprocess": description.preprocess.to_mapping(),
     }
     return Candidate(
-        run=name or (path.parent.parent if in_run else path).resolve().name,
+        run=name or (path.parent.parent if in_run else path).absolute().name,
         part=f"{part}_ema" if file == EMA else part,
         path=path,
         weights="ema" if file == EMA else "model",
@@ -167,7 +175,7 @@ def _foreign(path: Path, given: Given, imported: Path, weights: str) -> Candidat
     """A model of another project, imported where it is not yet."""
     files = [path] if path.is_file() else sorted(child for child in path.iterdir() if child.is_file())
     sizes = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
-    name = path.stem if path.is_file() else path.resolve().name
+    name = path.stem if path.is_file() else path.absolute().name
     out = imported / f"{name}_{hashlib.sha256(repr((sizes, given)).encode()).hexdigest()[:12]}"
     imported.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{out}.lock"):
