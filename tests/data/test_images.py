@@ -6,10 +6,10 @@ import random
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 from small_shards import AUGMENT, PREPROCESS
 
-from vlm.data.images import OversizedImageError, UnreadableImageError, open_image, upright_size
+from vlm.data.images import OversizedImageError, UnreadableImageError, open_image, thumbnail, upright_size
 from vlm.data.transforms import Preprocess
 
 WHOLE = Preprocess(image_size=8, background=[255, 255, 255], resize_mode="squash", interpolation="bicubic")
@@ -147,3 +147,14 @@ def test_png_text_that_unpacks_to_much_is_unreadable_or_ignored():
     assert len(data) < 1 << 20
     with pytest.raises(UnreadableImageError):
         WHOLE(open_image(data))
+
+
+def test_a_thumbnail_is_upright_on_white_and_never_larger() -> None:
+    glass = Image.new("RGBA", (8, 4), (200, 0, 0, 0))
+    assert thumbnail(glass, side=64).getcolors() == [(32, (255, 255, 255))]
+    assert thumbnail(Image.new("RGB", (100, 40)), side=50).size == (50, 20)
+    assert thumbnail(Image.new("RGB", (1000, 1)), side=10).size == (10, 1)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    turned = open_image(saved(Image.new("RGB", (40, 20)), "JPEG", exif=exif))
+    assert thumbnail(turned, side=20).size == (10, 20)

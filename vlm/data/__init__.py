@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from vlm.data.cache import ShardCache
     from vlm.data.image_files import ImageFile, image_file_loader
-    from vlm.data.images import data_uri
+    from vlm.data.images import data_uri, thumbnail
     from vlm.data.reader import EvalBatch, eval_loader, read_images, read_records
     from vlm.data.remote import Remote
     from vlm.data.samples import lookup, record_captions
@@ -35,6 +35,7 @@ _PLACES = {
     "read_images": "reader",
     "read_records": "reader",
     "record_captions": "samples",
+    "thumbnail": "images",
 }
 
 __all__ = [
@@ -56,6 +57,7 @@ __all__ = [
     "read_images",
     "read_records",
     "record_captions",
+    "thumbnail",
 ]
 
 

@@ -66,6 +66,20 @@ def data_uri(picture: Image.Image) -> str:
     return f"data:image/webp;base64,{base64.b64encode(file.getvalue()).decode()}"
 
 
+def thumbnail(image: Image.Image, *, side: int) -> Image.Image:
+    """The whole image as it is looked at, on white where it is transparent, no larger than `side` either way.
+
+    Raises:
+        UnreadableImageError: the pixels cannot be decoded.
+    """
+    width, height = upright_size(image)
+    scale = min(1.0, side / max(width, height))
+    size = max(1, round(width * scale)), max(1, round(height * scale))
+    whole = (0.0, 0.0, float(width), float(height))
+    white = (255, 255, 255)
+    return resample_box(image, whole, size=size, background=white, interpolation=Image.Resampling.BICUBIC)
+
+
 def upright_size(image: Image.Image) -> tuple[int, int]:
     """Width and height of the image as it is looked at, with the orientation of its EXIF data."""
     width, height = image.size

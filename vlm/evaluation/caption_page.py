@@ -5,9 +5,8 @@ from importlib.resources import files
 from pathlib import Path
 
 from jinja2 import Environment, StrictUndefined
-from PIL import Image
 
-from vlm.data import ImageFile, ShardSet, data_uri, read_images
+from vlm.data import ImageFile, ShardSet, data_uri, read_images, thumbnail
 from vlm.evaluation.evaluator import spread
 from vlm.files import replacing, writing
 from vlm.inference import CaptionLine
@@ -45,11 +44,5 @@ def write_caption_page(
 
 def _pictures(source: ShardSet | Sequence[ImageFile], rows: Sequence[int]) -> list[str]:
     if isinstance(source, ShardSet):
-        return [_small(image) for image in read_images(source, rows)]
-    return [_small(source[row].open()) for row in rows]
-
-
-def _small(image: Image.Image) -> str:
-    image = image.convert("RGB")
-    image.thumbnail((_SIDE, _SIDE))
-    return data_uri(image)
+        return [data_uri(thumbnail(image, side=_SIDE)) for image in read_images(source, rows)]
+    return [data_uri(thumbnail(source[row].open(), side=_SIDE)) for row in rows]

@@ -15,7 +15,7 @@ from vlm.curation.negatives.captions import captions_of
 from vlm.curation.negatives.filters import KEPT, NOTHING
 from vlm.curation.negatives.tally import ShardCounts
 from vlm.data import ShardSet
-from vlm.data.images import UnreadableImageError, data_uri
+from vlm.data.images import UnreadableImageError, data_uri, thumbnail
 from vlm.data.negatives import Negative, parse_negatives
 from vlm.data.samples import IMAGE_EXTENSIONS, BrokenSampleError, decode_record, members_of, sample_image
 from vlm.data.shards import BrokenShardError, ShardCursor
@@ -124,9 +124,7 @@ def _sheets(shards: ShardSet, places: Sequence[Path], *, seed: int, fields: Sequ
 
 def _picture(raw: RawSample) -> str | None:
     try:
-        image = sample_image(raw).convert("RGB")
+        return data_uri(thumbnail(sample_image(raw), side=SIDE))
     except (BrokenSampleError, UnreadableImageError, OSError) as error:
         logger.warning("the report lacks a picture of %s: %s", raw.name, error)
         return None
-    image.thumbnail((SIDE, SIDE))
-    return data_uri(image)

@@ -8,7 +8,7 @@ from typing import Any
 
 from PIL import Image
 
-from vlm.data import ImageFile, data_uri, open_shards, read_images
+from vlm.data import ImageFile, data_uri, open_shards, read_images, thumbnail
 from vlm.data.images import UnreadableImageError
 from vlm.errors import DataError, VlmError
 from vlm.evaluation.sweep_report.details import Detail
@@ -45,7 +45,9 @@ def _album(where: Mapping[str, Any], positions: Sequence[int]) -> Album:
         return Album({}, None)
     try:
         found = _images(where, positions)
-        return Album({position: _small(image) for position, image in found.items()}, None)
+        return Album(
+            {position: data_uri(thumbnail(image, side=SIDE)) for position, image in found.items()}, None
+        )
     except (VlmError, OSError, UnreadableImageError, LookupError, TypeError, ValueError) as error:
         said = str(error) or type(error).__name__
         logger.warning("the report lacks pictures: %s", said)
@@ -70,9 +72,3 @@ def _file(entry: Sequence[Any]) -> ImageFile:
         return ImageFile(path)
     left, top, width, height = map(float, box)
     return ImageFile(path, (left, top, width, height))
-
-
-def _small(image: Image.Image) -> str:
-    image = image.convert("RGB")
-    image.thumbnail((SIDE, SIDE))
-    return data_uri(image)
