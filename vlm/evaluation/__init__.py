@@ -9,6 +9,15 @@ from vlm.evaluation.clip_benchmark import clip_benchmark
 from vlm.evaluation.compositional import Compositional
 from vlm.evaluation.evaluator import Evaluator, Result, check_parts, run_suite
 from vlm.evaluation.image_retrieval import ImageRetrieval
+from vlm.evaluation.image_sources import (
+    CaptionLines,
+    ChineseClipImages,
+    CocoImages,
+    ImageFolder,
+    ImageTable,
+    Xm3600Images,
+    XtdImages,
+)
 from vlm.evaluation.linear_probe import LinearProbe
 from vlm.evaluation.nearest_neighbours import NearestNeighbours
 from vlm.evaluation.reconstruction import Reconstruction
@@ -18,22 +27,29 @@ from vlm.evaluation.retrieval import Retrieval
 from vlm.evaluation.zero_shot import ZeroShot
 
 __all__ = [
+    "CaptionLines",
     "Captioning",
     "CaptionsFromCoco",
     "CaptionsFromShards",
     "CasesFromFiles",
     "CasesFromShards",
+    "ChineseClipImages",
     "ClassesFromJson",
     "ClassesFromShards",
     "ClassesFromText",
+    "CocoImages",
     "Compositional",
     "Evaluator",
+    "ImageFolder",
     "ImageRetrieval",
+    "ImageTable",
     "LinearProbe",
     "NearestNeighbours",
     "Reconstruction",
     "Result",
     "Retrieval",
+    "Xm3600Images",
+    "XtdImages",
     "ZeroShot",
     "check_parts",
     "clip_benchmark",

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vlm.data import open_shards
+from vlm.data import ImageSource
 from vlm.errors import DataError
-from vlm.evaluation.evaluator import Patterns, patterns, records_of
+from vlm.evaluation.evaluator import parts, places_of, records_of
 from vlm.evaluation.fields import Label, label_of
 from vlm.evaluation.outcomes import Outcomes, outcomes
-from vlm.inference import Embedder
+from vlm.inference import Embedder, Pictures
 
 NUM_CONFUSED = 15
 
@@ -35,8 +35,8 @@ class LabelledFeatures:
 class TrainTest:
     """Where a training and a test set lie, and the field of a sample that holds its class."""
 
-    train: Patterns
-    test: Patterns
+    train: Pictures
+    test: Pictures
     label: str
 
     def check(self) -> int:
@@ -46,7 +46,7 @@ class TrainTest:
             DataError: a sample has no class, the training set has a single one, the test set has one more,
                 or both sets have a shard in common.
         """
-        refuse_common_shards({"train": self.train, "test": self.test})
+        refuse_common_pictures({"train": self.train, "test": self.test})
         train = labels_of(records_of(self.train, key="train"), self.label)
         self._numbers(train, records_of(self.test, key="test"))
         return len(train)
@@ -65,9 +65,9 @@ class TrainTest:
             classes=[str(value) for value in number],
         )
 
-    def pictures(self) -> list[str]:
-        """The test set and behind it the training set, as one data set to show pictures of."""
-        return [*patterns(self.test), *patterns(self.train)]
+    def pictures(self) -> list[str | ImageSource]:
+        """The test set and behind it the training set, to show pictures of."""
+        return parts(self.test, self.train)
 
     def _numbers(self, train: list[Label], test: list[dict[str, Any]]) -> dict[Label, int]:
         number = numbered(train)
@@ -129,10 +129,9 @@ def most_confused(
     ]
 
 
-def refuse_common_shards(sets: Mapping[str, Patterns]) -> None:
-    """Raise a `DataError` where two data sets, named by their keys, share a shard."""
-    first, second = (set(open_shards(shards, key=key).urls) for key, shards in sets.items())
-    if first & second:
-        raise DataError(
-            f"{' and '.join(sets)} both hold {min(first & second)!r}; a picture would be scored by itself"
-        )
+def refuse_common_pictures(sets: Mapping[str, Pictures]) -> None:
+    """Raise a `DataError` where two data sets, named by their keys, share a shard or an image file."""
+    first, second = (places_of(pictures, key=key) for key, pictures in sets.items())
+    common = sorted(place if isinstance(place, str) else place.path for place in first & second)
+    if common:
+        raise DataError(f"{' and '.join(sets)} both hold {common[0]!r}; a picture would be scored by itself")

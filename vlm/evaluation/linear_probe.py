@@ -12,7 +12,7 @@ from jaxtyping import Float, Int64
 from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
-from vlm.evaluation.evaluator import Patterns, Result, spread
+from vlm.evaluation.evaluator import Result, parts, spread
 from vlm.evaluation.labelled import (
     LabelledFeatures,
     TrainTest,
@@ -22,7 +22,7 @@ from vlm.evaluation.labelled import (
 )
 from vlm.evaluation.logistic_regression import LinearClassifier, LogisticRegression
 from vlm.evaluation.over_ranks import over_ranks
-from vlm.inference import Embedder
+from vlm.inference import Embedder, Pictures
 
 REFINEMENTS = 3
 """How often the sweep looks between the best value so far and its neighbours."""
@@ -50,7 +50,7 @@ class LinearProbe:
     the one with the lower cross-entropy, is fitted again to all training pictures.
 
     Args:
-        train, test: patterns, or lists of patterns, of the two sets.
+        train, test: the two sets.
         label: field of a sample that holds its class, such as `cls`.
         l2: values of the sweep; a single one is used as it is.
         validation_share: of each class, kept for the sweep; at least one picture, never all.
@@ -66,8 +66,8 @@ class LinearProbe:
 
     def __init__(
         self,
-        train: Patterns,
-        test: Patterns,
+        train: Pictures,
+        test: Pictures,
         *,
         label: str,
         l2: Sequence[float],
@@ -139,7 +139,7 @@ class LinearProbe:
             num_samples=len(right),
             notes=notes | ({"validation_acc1": best_of(trials).acc1} if trials else {}),
             details={
-                "shards": self.data.test,
+                "shards": parts(self.data.test),
                 "num_classes": len(data.classes),
                 "sweep": [(trial.l2, trial.acc1) for trial in trials],
                 "confused": most_confused(
@@ -211,7 +211,7 @@ def _regression(
     return LogisticRegression(features.to(device), label.to(device), num_classes=len(data.classes))
 
 
-def _refuse_nan(features: Tensor, train: Patterns) -> None:
+def _refuse_nan(features: Tensor, train: Pictures) -> None:
     broken = int((~features.isfinite().all(dim=1)).sum())
     if broken:
         raise DataError(

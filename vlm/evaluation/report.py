@@ -14,8 +14,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from vlm import charts
-from vlm.data import Preprocess, data_uri, open_shards, read_images
-from vlm.evaluation.evaluator import Result
+from vlm.data import Preprocess, data_uri
+from vlm.evaluation.evaluator import Result, pictures_at
 from vlm.files import replacing, writing
 from vlm.inference import Description, read_description, read_weights
 
@@ -171,10 +171,7 @@ def _pictures(details: Mapping[str, Any], preprocess: Preprocess) -> dict[int, s
     positions = sorted(set(details["pictures"]))
     if not positions:
         return {}
-    if "files" in details:
-        images = [details["files"][position].open() for position in positions]
-    else:
-        images = read_images(open_shards(details["shards"], key="shards"), positions)
+    images = pictures_at(details["shards"], positions)
     return dict(zip(positions, _data_uris(images, preprocess), strict=True))
 
 

@@ -11,12 +11,12 @@ from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.class_names import ClassNames, ClassSource
-from vlm.evaluation.evaluator import Result, records_of, spread
+from vlm.evaluation.evaluator import Result, parts, records_of, spread
 from vlm.evaluation.fields import Label, label_of, read_text
 from vlm.evaluation.labelled import mean_per_class_recall, most_confused
 from vlm.evaluation.outcomes import Outcomes, outcomes
-from vlm.evaluation.ranking import Ranking, chance_of_hit, group_sizes, rank_relevant, top_matches
-from vlm.inference import Embedder
+from vlm.evaluation.ranking import Ranking, Relevant, chance_of_hit, group_sizes, rank_relevant, top_matches
+from vlm.inference import Embedder, Pictures
 
 NUM_EXAMPLES = 12
 NUM_GUESSES = 3
@@ -26,7 +26,7 @@ class ZeroShot:
     """Accuracy of naming the class of each picture, with an ensemble of prompts a class.
 
     Args:
-        shards: pattern, or list of patterns, of the data set.
+        shards: the data set.
         classes: the class names and the label that each stands for; several may stand for one label, and
             any of them is then right.
         label: field of a sample that holds its label, such as `cls` or `json.concept`.
@@ -40,7 +40,7 @@ class ZeroShot:
 
     def __init__(
         self,
-        shards: str | Sequence[str],
+        shards: Pictures,
         classes: ClassSource,
         *,
         label: str,
@@ -70,7 +70,7 @@ class ZeroShot:
         class_group = torch.tensor([ids[value] for value in classes.labels])
         label = torch.tensor([ids[value] for value in self._labels(images.records, set(ids))])
         vectors = class_vectors(embedder, classes.names, self._sentences)
-        ranking = rank_relevant(images.features, vectors, query_group=label, gallery_group=class_group)
+        ranking = rank_relevant(images.features, vectors, Relevant.of_groups(label, class_group))
         examples = _examples(images.features, vectors, ranking, class_group, classes)
         metrics = zero_shot_metrics(ranking.rank, label, num_names=len(classes.names))
         return Result(
@@ -79,7 +79,7 @@ class ZeroShot:
             chance=zero_shot_chance(label, class_group),
             num_samples=len(label),
             details={
-                "shards": self.shards,
+                "shards": parts(self.shards),
                 "num_names": len(classes.names),
                 "num_labels": len(ids),
                 "confused": _most_confused(ranking, class_group, classes),
