@@ -8,6 +8,7 @@ from vlm.evaluation.class_names import ClassesFromJson, ClassesFromShards, Class
 from vlm.evaluation.clip_benchmark import clip_benchmark
 from vlm.evaluation.compositional import Compositional
 from vlm.evaluation.evaluator import Evaluator, Result, check_parts, run_suite
+from vlm.evaluation.few_shot import FewShotRidge
 from vlm.evaluation.image_retrieval import ImageRetrieval
 from vlm.evaluation.image_sources import (
     CaptionLines,
@@ -19,7 +20,9 @@ from vlm.evaluation.image_sources import (
     XtdImages,
 )
 from vlm.evaluation.linear_probe import LinearProbe
+from vlm.evaluation.multi_label import MultiLabelZeroShot
 from vlm.evaluation.nearest_neighbours import NearestNeighbours
+from vlm.evaluation.pair_scoring import PairScoring
 from vlm.evaluation.reconstruction import Reconstruction
 from vlm.evaluation.report import write_report
 from vlm.evaluation.results import write_results
@@ -40,11 +43,14 @@ __all__ = [
     "CocoImages",
     "Compositional",
     "Evaluator",
+    "FewShotRidge",
     "ImageFolder",
     "ImageRetrieval",
     "ImageTable",
     "LinearProbe",
+    "MultiLabelZeroShot",
     "NearestNeighbours",
+    "PairScoring",
     "Reconstruction",
     "Result",
     "Retrieval",

@@ -17,7 +17,7 @@ from vlm.evaluation.fields import label_of
 from vlm.evaluation.labelled import labels_of, numbered, refuse_common_pictures
 from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.over_ranks import over_ranks
-from vlm.evaluation.ranking import chance_of_hit, group_sizes, scores, top_matches
+from vlm.evaluation.ranking import chance_of_hit, expected_precision, group_sizes, scores, top_matches
 from vlm.inference import Embedder, Pictures
 
 TILE_ENTRIES = 1 << 21
@@ -261,15 +261,5 @@ def retrieval_chance(queries: Queries, *, recall_at: Sequence[int]) -> dict[str,
     relevant = queries.num_relevant[queries.counted]
     items = len(queries.gallery_group) - int(queries.itself)
     recalls = {f"image_to_image_recall@{k}": chance_of_hit(relevant, num_items=items, k=k) for k in recall_at}
-    whole = _expected_precision(relevant, torch.full_like(relevant, items), num_items=items)
-    return recalls | {"map": whole, "map@r": _expected_precision(relevant, relevant, num_items=items)}
-
-
-def _expected_precision(relevant: Tensor, depth: Tensor, *, num_items: int) -> float:
-    """Average precision among the first `depth` of a shuffled gallery, averaged over queries.
-
-    Place i holds a relevant item with probability r/n, and the i-1 before it then hold (i-1)(r-1)/(n-1).
-    """
-    harmonic = (1 / torch.arange(1, num_items + 1, dtype=torch.float64)).cumsum(0)[depth - 1]
-    others = (relevant.double() - 1) / max(1, num_items - 1)
-    return ((harmonic + others * (depth - harmonic)) / num_items).mean().item()
+    whole = expected_precision(relevant, torch.full_like(relevant, items), num_items=items)
+    return recalls | {"map": whole, "map@r": expected_precision(relevant, relevant, num_items=items)}

@@ -39,8 +39,8 @@ class TrainTest:
     test: Pictures
     label: str
 
-    def check(self) -> int:
-        """The number of training pictures.
+    def check(self) -> list[Label]:
+        """The class of each training picture.
 
         Raises:
             DataError: a sample has no class, the training set has a single one, the test set has one more,
@@ -49,7 +49,7 @@ class TrainTest:
         refuse_common_pictures({"train": self.train, "test": self.test})
         train = labels_of(records_of(self.train, key="train"), self.label)
         self._numbers(train, records_of(self.test, key="test"))
-        return len(train)
+        return train
 
     def read(self, embedder: Embedder) -> LabelledFeatures:
         """The same on every rank. Raises what `check` raises of the classes."""
@@ -103,6 +103,13 @@ def mean_per_class_recall(right: Bool[Tensor, " n"], label: Int64[Tensor, " n"])
     counts = label.bincount()
     hits = label.bincount(weights=right.double())
     return (hits / counts)[counts > 0].mean().item()
+
+
+def is_right(logits: Float[Tensor, "n c"], label: Int64[Tensor, " n"]) -> Tensor:
+    """Whether a row's own class scores above every other; an equal score or nan is wrong."""
+    own = logits.gather(1, label[:, None])
+    others = logits.scatter(1, label[:, None], -torch.inf)
+    return (own > others).all(dim=1)
 
 
 def class_outcomes(

@@ -74,7 +74,7 @@ class NearestNeighbours:
         self.temperature = temperature
 
     def check(self) -> None:
-        self._check_k(self.data.check())
+        self._check_k(len(self.data.check()))
 
     def __call__(self, embedder: Embedder) -> Result:
         data = self.data.read(embedder)

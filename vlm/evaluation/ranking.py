@@ -142,6 +142,16 @@ def chance_of_hit(num_relevant: Int64[Tensor, " n"], *, num_items: int, k: int) 
     return float((1 - miss).mean())
 
 
+def expected_precision(relevant: Int64[Tensor, " n"], depth: Int64[Tensor, " n"], *, num_items: int) -> float:
+    """Average precision among the first `depth` of a shuffled gallery, averaged over queries.
+
+    Place i holds a relevant item with probability r/n, and the i-1 before it then hold (i-1)(r-1)/(n-1).
+    """
+    harmonic = (1 / torch.arange(1, num_items + 1, dtype=torch.float64)).cumsum(0)[depth - 1]
+    others = (relevant.double() - 1) / max(1, num_items - 1)
+    return ((harmonic + others * (depth - harmonic)) / num_items).mean().item()
+
+
 def group_sizes(query_group: Int64[Tensor, " n"], gallery_group: Int64[Tensor, " m"]) -> Int64[Tensor, " n"]:
     """How many items of the gallery are relevant to each query."""
     highest = int(torch.cat([query_group, gallery_group]).max())
