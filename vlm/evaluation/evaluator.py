@@ -19,7 +19,8 @@ class Result:
 
     task: str
     """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval`, `image_caption_selection`,
-    `captioning` or `linear_probe`; and `knn` and `image_retrieval`, which it does not have."""
+    `captioning` or `linear_probe`; and `knn`, `image_retrieval`, `multilabel_classification`, `few_shot` and
+    `pair_scoring`, which it does not have."""
     metrics: dict[str, float]
     chance: dict[str, float]
     """What guessing gets, for the metrics where that is known."""

@@ -40,6 +40,12 @@ LABELS = {
     **{f"Bleu_{order}": f"BLEU-{order}" for order in range(1, 5)},
     "ROUGE_L": "ROUGE-L",
     "mean_length": "words a caption",
+    "mean_average_precision": "mAP",
+    "clip_score": "CLIP score",
+    "auc": "AUC",
+    "kendall_tau_b": "Kendall's tau-b",
+    "kendall_tau_c": "Kendall's tau-c",
+    "spearman": "Spearman",
 }
 """Column titles; a metric that is not here is shown by its own name."""
 
@@ -127,6 +133,8 @@ def label(metric: str) -> str:
     """The title of a metric's column."""
     if metric.startswith("image_to_image_recall@"):
         return metric.replace("image_to_image_recall", "R")
+    if metric.startswith("few_shot_acc1@"):
+        return f"{metric.partition('@')[2]} of each class"
     if metric.endswith("_tot_acc") and metric not in LABELS:
         return f"{label(metric.removesuffix('_tot_acc'))}, captions alone"
     return LABELS.get(metric, metric.removesuffix("_acc").replace("_", " "))
