@@ -42,6 +42,10 @@ class FakeEmbedder(Embedder):
             torch.tensor(rows, dtype=torch.float32), [{"key": file.path} for file in files]
         )
 
+    def truncated(self, texts: Sequence[str]) -> float:
+        """Texts of more than 20 characters are too long."""
+        return sum(len(text) > 20 for text in texts) / len(texts)
+
     def texts(self, texts: Sequence[str]) -> torch.Tensor:
         return torch.tensor([self.vectors[text] for text in texts], dtype=torch.float32)
 

@@ -41,7 +41,7 @@ PAGES = {  # what each page has at least: a page that loses its commands loses i
     "docs/guides/speed.md": {"bash": 7},
     "docs/guides/weights.md": {"bash": 9, "output": 2},
     "docs/guides/exporting.md": {"bash": 7, "python": 2, "output": 2},
-    "docs/guides/evaluating.md": {"bash": 10, "python": 1, "yaml": 1, "output": 1},
+    "docs/guides/evaluating.md": {"bash": 13, "python": 1, "yaml": 2, "output": 1},
     "docs/guides/sweeping.md": {"bash": 3, "python": 1, "yaml": 1, "output": 1},
     "docs/guides/compositional.md": {"bash": 3, "yaml": 1},
     "docs/guides/virtual_classes.md": {"bash": 8, "python": 1, "output": 2},

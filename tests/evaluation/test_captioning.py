@@ -178,7 +178,7 @@ def test_coco_files_keep_their_order_and_count_what_is_absent(
     first, second = sorted(result.details["examples"]["best"], key=lambda row: row["position"])
     assert first["references"] == ["a blue square"]
     assert second["references"] == ["a red square", "Red."]
-    assert [Path(file.path).name for file in result.details["files"].values()] == ["2.png", "0.png"]
+    assert [Path(file.path).name for file in result.details["shards"][0].files] == ["2.png", "0.png"]
 
 
 def test_a_picture_that_cannot_be_read_is_left_out(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:

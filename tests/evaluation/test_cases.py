@@ -187,8 +187,8 @@ def test_pictures_are_looked_for_in_every_folder_and_shared_by_cases(tmp_path: P
     source = CasesFromFiles(str(tmp_path / "mine.jsonl"), [str(tmp_path / "one"), str(tmp_path / "two")])
     found = source.read()
     assert (found.picture, found.num_missing, found.first_missing) == ([0, 1, 0], 1, f"{tmp_path}/one/c.jpg")
-    files = source.shown([0, 1])["files"]
-    assert [files[row].path for row in (0, 1)] == [f"{tmp_path}/two/b.jpg", f"{tmp_path}/one/a.jpg"]
+    (files,) = source.pictures()
+    assert [file.path for file in files.read().files] == [f"{tmp_path}/two/b.jpg", f"{tmp_path}/one/a.jpg"]
 
 
 GOOD = {"image": "a.jpg", "true_captions": "t", "false_captions": "f"}

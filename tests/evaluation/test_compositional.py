@@ -171,7 +171,7 @@ def test_damaged_pictures_count_as_missing(tmp_path: Path, caplog: pytest.LogCap
     (warning,) = [record.getMessage() for record in caplog.records]
     assert warning.startswith(f"1 of 3 pictures are left out; {tmp_path / '1.png'} cannot be evaluated: ")
     assert (result.notes["num_cases"], result.notes["num_missing"], result.num_samples) == (2, 1, 2)
-    assert result.details["files"].keys() == {0, 2}
+    assert result.details["pictures"] == [0, 2]
     assert source.embed(embedder)[0].broken_groups == {"mine/1"}
     for row in (0, 2):
         (tmp_path / f"{row}.png").write_bytes(b"")

@@ -10,12 +10,12 @@ from torch.nn.functional import normalize
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation import LinearProbe
+from vlm.evaluation.labelled import is_right
 from vlm.evaluation.linear_probe import (
     Trial,
     best_of,
     between_neighbours,
     ends_open,
-    is_right,
     validation_rows,
 )
 

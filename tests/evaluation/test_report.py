@@ -17,9 +17,12 @@ from vlm.evaluation import (
     CasesFromShards,
     ClassesFromShards,
     Compositional,
+    FewShotRidge,
     ImageRetrieval,
     LinearProbe,
+    MultiLabelZeroShot,
     NearestNeighbours,
+    PairScoring,
     Result,
     Retrieval,
     ZeroShot,
@@ -113,6 +116,9 @@ def written(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
         "probe": LinearProbe(train, test, label="cls", l2=[1e-4, 1.0], validation_share=0.3, seed=0),
         "similar": ImageRetrieval(shards, None, label="json.colour", recall_at=[1, 5]),
         "gallery": ImageRetrieval(test, train, label="json.colour", recall_at=[1, 5]),
+        "several": MultiLabelZeroShot(shards, classes, label="json.colour", templates=["{c}"]),
+        "few": FewShotRidge(train, test, label="json.colour", shots=[1], l2=1.0, seeds=[0, 1]),
+        "pairs": PairScoring(shards, "json.false", rating=None),
     }
     results = run_suite(suite, Writer(load(run), Topology.current(), batch_size=4, num_workers=0))
     write_results(run / "out", results, checkpoint=checkpoint)

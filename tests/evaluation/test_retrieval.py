@@ -5,8 +5,9 @@ import pytest
 import torch
 from fake_embedder import FakeEmbedder
 
-from vlm.errors import DataError
+from vlm.errors import ConfigError, DataError
 from vlm.evaluation import Retrieval
+from vlm.evaluation.ranking import group_sizes
 from vlm.evaluation.retrieval import retrieval_chance
 
 
@@ -64,7 +65,7 @@ def test_metrics_equal_slow_loops_with_ties_both_ways(seed: int, by_concept: boo
 
 def test_chance_equals_the_mean_over_shuffled_galleries() -> None:
     query_group, gallery_group = torch.tensor([0, 1, 2, 2]), torch.tensor([0, 1, 1, 2, 2, 2, 3, 4, 5, 6, 7])
-    chance = retrieval_chance("image", query_group, gallery_group)
+    chance = retrieval_chance("image", group_sizes(query_group, gallery_group), num_items=11)
     generator = torch.Generator().manual_seed(0)
     ranks = torch.tensor(
         [
@@ -114,3 +115,57 @@ def test_a_sample_without_caption_or_relevance_is_named(record: dict[str, Any], 
     data = FakeEmbedder(texts={"a": [1.0]}, images=[[1.0]], records=[{"key": "7", **record}])
     with pytest.raises(DataError, match=message):
         Retrieval("x.tar", "txt", relevance="json.concept")(data)
+
+
+def shared_captions() -> FakeEmbedder:
+    """Captions of two pictures each, and a picture without any."""
+    captions = [["a", "b"], ["b"], [], ["c", "a"]]
+    return FakeEmbedder(
+        texts={"a": [0.9, 1.0], "b": [0.0, 1.0], "c": [1.0, 0.0]},
+        images=[[1.0, 0.0], [0.0, 1.0], [1.0, 1.0], [0.9, 0.1]],
+        records=[{"key": str(row), "json": {"captions": own}} for row, own in enumerate(captions)],
+    )
+
+
+def test_equal_captions_are_one_query_where_they_are_merged() -> None:
+    result = Retrieval("x.tar", "json.captions", relevance=None, merge_captions=True)(shared_captions())
+    assert (result.num_samples, result.details["num_captions"]) == (4, 3)
+    by_text, by_image = result.outcomes
+    # a: pictures 0 and 3, before which stand 2 (1.9) and 1 (1.0); b: 1 ties with 2; c: 3 after 0 and 2
+    assert by_text.values["image_retrieval_mean_rank"].tolist() == [3.0, 2.0, 3.0]
+    assert by_text.picture.tolist() == [0, 0, 3]
+    assert by_image.picture.tolist() == [0, 1, 3]  # 2 has nothing to find
+    assert by_image.values["text_retrieval_mean_rank"].tolist() == [2.0, 2.0, 1.0]
+    assert result.chance["image_retrieval_recall@1"] == pytest.approx((2 / 4 + 2 / 4 + 1 / 4) / 3)
+    assert result.chance["text_retrieval_recall@1"] == pytest.approx((2 / 3 + 1 / 3 + 2 / 3) / 3)
+    query = result.details["images_found"][0]
+    assert [(item["position"], item["relevant"]) for item in query["found"]] == [
+        (2, False),
+        (1, False),
+        (3, True),
+        (0, True),
+    ]
+
+
+def test_captions_are_merged_or_related_by_a_field() -> None:
+    with pytest.raises(ConfigError, match="relevance=cls and merge_captions=true exclude each other"):
+        Retrieval("x.tar", "txt", relevance="cls", merge_captions=True)
+
+
+def test_a_data_set_without_any_caption_is_refused() -> None:
+    data = FakeEmbedder(texts={}, images=[[1.0]], records=[{"key": "0", "json": {"captions": []}}])
+    with pytest.raises(DataError, match=r"no sample of x.tar has a caption in \['json.captions'\]"):
+        Retrieval("x.tar", "json.captions", relevance=None)(data)
+
+
+def test_captions_longer_than_the_context_are_counted_and_warned_of(caplog: pytest.LogCaptureFixture) -> None:
+    texts = {"short": [1.0], "a caption that is too long": [0.5]}
+    records = [{"key": str(row), "txt": text} for row, text in enumerate(["short"] * 19 + [list(texts)[1]])]
+    data = FakeEmbedder(texts=texts, images=[[1.0]] * 20, records=records)
+    assert Retrieval("x.tar", "txt", relevance=None)(data).notes == {"truncated": 0.05}
+    assert not caplog.messages
+    data.records, data.rows = records[1:], data.rows[1:]
+    Retrieval("x.tar", "txt", relevance=None)(data)
+    assert caplog.messages == [
+        "5 % of 19 captions are longer than the context of the model, which does not read their ends"
+    ]

@@ -11,11 +11,19 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from gloo import run_gloo
-from tiny import save_tiny, tiny_loaded, write_tiny_shards
+from PIL import Image
+from tiny import COLOURS, save_tiny, tiny_loaded, write_tiny_shards
 
 from vlm.distributed import Topology
 from vlm.errors import CheckpointError, ConfigError, OutputError
-from vlm.evaluation import CaseData, ClassificationData, DataSet, RetrievalData
+from vlm.evaluation import (
+    CaseData,
+    ClassificationData,
+    DataSet,
+    ImageFolder,
+    NearestNeighbours,
+    RetrievalData,
+)
 from vlm.evaluation.cases import CasesFromShards
 from vlm.evaluation.class_names import ClassesFromJsonLists
 from vlm.evaluation.sweep import (
@@ -260,6 +268,56 @@ def definitions_of_colours(folder: Path) -> ClassificationData:
         names={code: ClassesFromJsonLists(str(names), code) for code in NAMES},
         templates={"zh": {"plain": ["{c}"]}, "en": {"square": ["a {c} square"], "plain": ["{c}"]}},
     )
+
+
+def folder_of_squares(folder: Path) -> Definition:
+    """Image files, one folder a colour; two colours for training."""
+    for split, count in (("train", 3), ("test", 2)):
+        for name, colour in COLOURS.items():
+            place = folder / split / name
+            place.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                shade = tuple(max(0, value - 9 * number - (split == "test")) for value in colour)
+                Image.new("RGB", (20, 20), shade).save(place / f"{number}.png")
+    test, train = (ImageFolder(str(folder / split)) for split in ("test", "train"))
+    (folder / "names.json").write_text(json.dumps({"en": sorted(COLOURS)}))
+    data = ClassificationData(
+        test=test,
+        train=train,
+        shots=[1, 3],
+        label="cls",
+        names={"en": ClassesFromJsonLists(str(folder / "names.json"), "en")},
+        templates={"en": {"plain": ["{c}"]}},
+    )
+    return Definition([str(folder / "test"), str(folder / "train"), str(folder / "names.json")], data)
+
+
+def test_image_files_are_a_data_set_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    two_steps(tmp_path)
+    sets = {"folder": folder_of_squares(tmp_path / "squares")}
+
+    def swept(out: str) -> Summary:
+        return sweep(find(tmp_path), sets, tmp_path / out, settings(tmp_path), Topology.current())
+
+    train = ImageFolder(str(tmp_path / "squares" / "train"))
+    monkeypatch.setattr(NearestNeighbours, "check", lambda self: None)  # k=20 is more than there are
+    found = swept("out")
+    assert {str(cell).partition(" ")[2] for cell in found.done} == {
+        "folder zeroshot_classification en plain",
+        "folder linear_probe",
+        "folder few_shot",
+    }
+    assert {error.partition(";")[0] for error in found.failed.values()} == {
+        f"ConfigError: k=20 is more than the {3 * len(COLOURS)} samples of train={train!r}"
+    }
+    cell = cells(tmp_path / "out")["tiny/step_00000001/folder.few_shot.json"]
+    assert cell["main_metric"] == "few_shot_acc1@3"
+    files = cell["pictures"]["files"]
+    assert len(files) == 2 * len(COLOURS)
+    assert all(Path(path).is_file() for path, _, _ in files.values())
+    forbid_towers(monkeypatch)
+    assert len(swept("other").done) == len(found.done)
+    assert numbers(tmp_path / "other") == numbers(tmp_path / "out")
 
 
 def test_a_cell_that_fails_leaves_the_others(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from vlm.data.cache import ShardCache
-    from vlm.data.image_files import ImageFile, image_file_loader
+    from vlm.data.image_files import ImageFile, ImageSet, ImageSource, image_file_loader
     from vlm.data.images import data_uri, thumbnail
     from vlm.data.reader import EvalBatch, eval_loader, read_images, read_records
     from vlm.data.remote import Remote
@@ -20,6 +20,8 @@ _PLACES = {
     "Augment": "transforms",
     "EvalBatch": "reader",
     "ImageFile": "image_files",
+    "ImageSet": "image_files",
+    "ImageSource": "image_files",
     "Preprocess": "transforms",
     "Remote": "remote",
     "ShardCache": "cache",
@@ -42,6 +44,8 @@ __all__ = [
     "Augment",
     "EvalBatch",
     "ImageFile",
+    "ImageSet",
+    "ImageSource",
     "Preprocess",
     "Remote",
     "ShardCache",

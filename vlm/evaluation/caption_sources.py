@@ -1,21 +1,21 @@
 """Where pictures with reference captions come from: shards, or COCO's files of captions."""
 
-import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Protocol, runtime_checkable
 
 from jaxtyping import Float64, Int64
 from numpy import ndarray
 
-from vlm.data import ImageFile
+from vlm.data import ImageFile, ImageSet, ImageSource
 from vlm.errors import ConfigError, DataError
-from vlm.evaluation.evaluator import Patterns, patterns, records_of
-from vlm.evaluation.fields import every_caption, read_text
-from vlm.inference import Decoding, Embedder
+from vlm.evaluation.evaluator import parts, records_of
+from vlm.evaluation.fields import every_caption
+from vlm.evaluation.image_sources.coco import read_captions
+from vlm.inference import Decoding, Embedder, Pictures
 
 logger = logging.getLogger(__name__)
 
@@ -51,8 +51,8 @@ class CaptionSource(Protocol):
         """How surprised the model is by the references; None where that cannot be asked."""
         ...
 
-    def shown(self, positions: Sequence[int]) -> dict[str, Any]:
-        """Where a report finds these pictures, as `Result.details` has it."""
+    def pictures(self) -> list[str | ImageSource]:
+        """Where a report finds them, as `Result.details["shards"]` has it."""
         ...
 
 
@@ -65,7 +65,7 @@ class CaptionsFromShards:
             reference.
     """
 
-    def __init__(self, shards: Patterns, captions: str | Sequence[str]) -> None:
+    def __init__(self, shards: Pictures, captions: str | Sequence[str]) -> None:
         self.shards = shards
         self.fields = [captions] if isinstance(captions, str) else list(captions)
 
@@ -75,16 +75,15 @@ class CaptionsFromShards:
 
     def captions(self, embedder: Embedder, decoding: Decoding) -> list[str | None]:
         """One of each sample."""
-        return embedder.captions(patterns(self.shards), decoding)
+        return embedder.captions(self.shards, decoding)
 
     def likelihood(self, embedder: Embedder, references: References) -> Likelihood:
         """Of every caption."""
-        asked = patterns(self.shards), references.captions
-        return embedder.caption_likelihood(*asked)
+        return embedder.caption_likelihood(self.shards, references.captions)
 
-    def shown(self, positions: Sequence[int]) -> dict[str, Any]:
+    def pictures(self) -> list[str | ImageSource]:
         """The shards; a picture is its position."""
-        return {"shards": patterns(self.shards)}
+        return parts(self.shards)
 
     @cached_property
     def _references(self) -> References:
@@ -126,20 +125,25 @@ class CaptionsFromCoco:
     def likelihood(self, embedder: Embedder, references: References) -> None:
         """None: likelihoods are measured on shards alone."""
 
-    def shown(self, positions: Sequence[int]) -> dict[str, Any]:
-        """The files of these pictures."""
-        return {"files": {position: self._found[1][position] for position in positions}}
+    def pictures(self) -> list[str | ImageSource]:
+        """The files of all pictures."""
+        files = self._found[1]
+        return [ImageSet(files, [{"key": file.path} for file in files])]
 
     @cached_property
     def _found(self) -> tuple[References, list[ImageFile]]:
         if not self.images.is_dir():
             raise ConfigError(f"captions.images={self.images}: no such folder; name that of the pictures")
-        written, files = self._content()
-        captioned = [number for number in files if number in written]
-        present = [number for number in captioned if (self.images / files[number]).is_file()]
+        if not self.annotations.is_file():
+            raise ConfigError(
+                f"captions.annotations={self.annotations}: no such file; name COCO's json of captions"
+            )
+        pictures = read_captions(self.annotations)
+        captioned = [picture for picture in pictures if picture.captions]
+        present = [picture for picture in captioned if (self.images / picture.file).is_file()]
         missing = len(captioned) - len(present)
         if not present:
-            first = f", the first would be {self.images / files[captioned[0]]}" if captioned else ""
+            first = f", the first would be {self.images / captioned[0].file}" if captioned else ""
             raise DataError(
                 f"captions.images={self.images}: none of the {len(captioned)} pictures with captions in "
                 f"{self.annotations} is there{first}"
@@ -147,41 +151,8 @@ class CaptionsFromCoco:
         if missing:
             logger.warning("%d of %d pictures are left out: their files are missing", missing, len(captioned))
         references = References(
-            captions=[written[number] for number in present],
+            captions=[picture.captions for picture in present],
             num_missing=missing,
-            num_left_out=len(files) - len(captioned),
+            num_left_out=len(pictures) - len(captioned),
         )
-        return references, [ImageFile(str(self.images / files[number])) for number in present]
-
-    def _content(self) -> tuple[dict[Any, list[str]], dict[Any, str]]:
-        """The captions of each number of a picture, and its file."""
-        if not self.annotations.is_file():
-            raise ConfigError(
-                f"captions.annotations={self.annotations}: no such file; name COCO's json of captions"
-            )
-        try:
-            content = json.loads(read_text(self.annotations))
-        except (ValueError, RecursionError) as error:
-            raise DataError(f"{self.annotations} is no json: {error}") from error
-        files = dict(self._entries(content, "images", "id", "file_name"))
-        written: dict[Any, list[str]] = {}
-        for number, caption in self._entries(content, "annotations", "image_id", "caption"):
-            if number not in files:
-                raise DataError(f"{self.annotations}: a caption is of image_id={number}, which no image has")
-            if caption.strip():
-                written.setdefault(number, []).append(" ".join(caption.split()))
-        return written, files
-
-    def _entries(self, content: Any, part: str, number: str, text: str) -> list[tuple[int | str, str]]:
-        entries = content.get(part) if isinstance(content, Mapping) else None
-        if not isinstance(entries, list):
-            raise DataError(f"{self.annotations} has no list {part!r}; it has to be COCO's json of captions")
-        pairs: list[tuple[int | str, str]] = []
-        for place, entry in enumerate(entries):
-            found = (entry.get(number), entry.get(text)) if isinstance(entry, Mapping) else (None, None)
-            if not isinstance(found[0], int | str) or not isinstance(found[1], str):
-                raise DataError(
-                    f"{self.annotations}: entry {place} of {part} needs a number {number} and a text {text}"
-                )
-            pairs.append((found[0], found[1]))
-        return pairs
+        return references, [ImageFile(str(self.images / picture.file)) for picture in present]

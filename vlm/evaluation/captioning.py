@@ -103,7 +103,7 @@ class Captioning:
             metrics=metrics,
             chance={},
             num_samples=len(compared),
-            details={"examples": examples, "pictures": shown, **self.source.shown(shown)},
+            details={"examples": examples, "pictures": shown, "shards": self.source.pictures()},
             notes=notes,
             outcomes=(_outcomes(compared, cider),),
         )

@@ -15,11 +15,11 @@ from typing import Any, Protocol, runtime_checkable
 from jaxtyping import Float
 from torch import Tensor
 
-from vlm.data import ImageFile
+from vlm.data import ImageFile, ImageSet, ImageSource
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.case_fields import Case, CaseFields, FieldError, find, own_fields
-from vlm.evaluation.evaluator import Patterns, patterns, records_of
-from vlm.inference import Embedder
+from vlm.evaluation.evaluator import parts, records_of
+from vlm.inference import Embedder, Patterns, Pictures
 
 logger = logging.getLogger(__name__)
 
@@ -71,8 +71,8 @@ class CaseSource(Protocol):
         """The cases and the features of their pictures."""
         ...
 
-    def shown(self, rows: Sequence[int]) -> dict[str, Any]:
-        """Where a report finds the pictures in these rows, as `Result.details` has it."""
+    def pictures(self) -> list[str | ImageSource]:
+        """Where a report finds them, as `Result.details["shards"]` has it."""
         ...
 
 
@@ -87,7 +87,7 @@ class CasesFromShards:
         ConfigError: the fields are no such mapping.
     """
 
-    def __init__(self, shards: Patterns, *, fields: Fields) -> None:
+    def __init__(self, shards: Pictures, *, fields: Fields) -> None:
         self.shards = shards
         self._fields = _compiled(fields)
 
@@ -100,9 +100,9 @@ class CasesFromShards:
         images = embedder.images(self.shards)
         return self._of(images.records), images.features
 
-    def shown(self, rows: Sequence[int]) -> dict[str, Any]:
+    def pictures(self) -> list[str | ImageSource]:
         """The shards; a picture is its position."""
-        return {"shards": patterns(self.shards)}
+        return parts(self.shards)
 
     def _of(self, records: Sequence[Mapping[str, Any]]) -> Cases:
         found = [
@@ -169,13 +169,14 @@ class CasesFromFiles:
             logger.warning("%d of %d pictures are left out; %s", len(unreadable), len(files), first)
         return cases.without(unreadable), images.features
 
-    def shown(self, rows: Sequence[int]) -> dict[str, Any]:
-        """The files of these rows."""
-        return {"files": {row: self._found[1][row] for row in rows}}
+    def pictures(self) -> list[str | ImageSource]:
+        """The files of all rows."""
+        files = self._found[1]
+        return [ImageSet(files, [{"key": file.path} for file in files])]
 
     @cached_property
     def _found(self) -> tuple[Cases, list[ImageFile]]:
-        roots = [Path(root) for root in patterns(self.images)]
+        roots = [Path(root) for root in _list(self.images)]
         for root in roots:
             if not root.is_dir():
                 raise ConfigError(f"cases.images={root}: no such folder; name the folder of the pictures")
@@ -204,7 +205,7 @@ class CasesFromFiles:
         """The cases of all files, and how many entries are left out."""
         cases: list[Case] = []
         num_left_out = 0
-        for path in _matching(patterns(self.files)):
+        for path in _matching(_list(self.files)):
             name = path.name.split(".")[0]
             for where, entry in _entries(path):
                 if not self._is_kept(entry, where):
@@ -224,6 +225,10 @@ class CasesFromFiles:
             if value < least:
                 return False
         return True
+
+
+def _list(names: Patterns) -> list[str]:
+    return [names] if isinstance(names, str) else list(names)
 
 
 def _in_file(case: Case, name: str) -> Case:

@@ -1,14 +1,14 @@
 """Where the names of classes come from, and the label that each name stands for."""
 
 import json
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
 
-from vlm.data import open_shards, read_records
 from vlm.errors import ConfigError, DataError
+from vlm.evaluation.evaluator import records_of
 from vlm.evaluation.fields import Label, captions_of, label_of, read_text
+from vlm.inference import Pictures
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -101,14 +101,14 @@ class ClassesFromJsonLists:
 class ClassesFromShards:
     """The distinct captions of shards, each with the label of the samples that carry it."""
 
-    shards: str | Sequence[str]
+    shards: Pictures
     name: str
     label: str
 
     def read(self) -> ClassNames:
         """Raises `DataError` where a sample lacks the label, or none has a name."""
         pairs: dict[tuple[str, Label], None] = {}
-        for record in read_records(open_shards(self.shards, key="classes.shards")):
+        for record in records_of(self.shards, key="classes.shards"):
             label = label_of(record, self.label)
             pairs.update(((name, label), None) for name in captions_of(record, self.name))
         if not pairs:

@@ -137,7 +137,7 @@ class Compositional:
                 "examples": examples,
                 "counts": {metric_of(category, "acc"): count for category, count in counts.items()},
                 "pictures": shown,
-                **self.source.shown(shown),
+                "shards": self.source.pictures(),
             },
             notes=notes,
             outcomes=_outcomes(cases, contests, found.metrics, self.macro),

@@ -12,11 +12,15 @@ from vlm.evaluation.cases import CaseSource
 from vlm.evaluation.class_names import ClassesFromText, ClassSource
 from vlm.evaluation.clip_benchmark import ClipBenchmarkFolder
 from vlm.evaluation.compositional import Compositional
-from vlm.evaluation.evaluator import Evaluator, Patterns
+from vlm.evaluation.evaluator import Evaluator
+from vlm.evaluation.few_shot import FewShotRidge
 from vlm.evaluation.linear_probe import LinearProbe
+from vlm.evaluation.multi_label import MultiLabelZeroShot
 from vlm.evaluation.nearest_neighbours import NearestNeighbours
+from vlm.evaluation.pair_scoring import PairScoring
 from vlm.evaluation.retrieval import Retrieval
 from vlm.evaluation.zero_shot import ZeroShot
+from vlm.inference import Pictures
 
 CLASSIFICATION = "zeroshot_classification"
 RETRIEVAL = "zeroshot_retrieval"
@@ -24,7 +28,10 @@ CASES = "image_caption_selection"
 CAPTIONING = "captioning"
 KNN = "knn"
 PROBE = "linear_probe"
-TASKS = (CLASSIFICATION, RETRIEVAL, CASES, CAPTIONING, KNN, PROBE)
+FEW_SHOT = "few_shot"
+MULTI_LABEL = "multilabel_classification"
+PAIRS = "pair_scoring"
+TASKS = (CLASSIFICATION, MULTI_LABEL, RETRIEVAL, CASES, CAPTIONING, PAIRS, KNN, PROBE, FEW_SHOT)
 """What can be asked, by the names that `Result.task` has too."""
 
 MAIN_METRIC = {
@@ -34,6 +41,8 @@ MAIN_METRIC = {
     CAPTIONING: "CIDEr",
     KNN: "knn_acc1",
     PROBE: "lp_acc1",
+    MULTI_LABEL: "mean_average_precision",
+    PAIRS: "clip_score",
 }
 """The one that stands for a task in a table."""
 
@@ -74,24 +83,28 @@ class DataSet(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class ClassificationData:
-    """Pictures with one class each: names by language, and where there are training pictures, probes.
+    """Pictures with a class each: names by language, and where there are training pictures, probes.
 
     Args:
-        test: patterns of the shards that are scored.
-        label: field of a sample that holds its class.
+        test: the pictures that are scored.
+        label: field of a sample that holds its class, or with `several` a list of classes.
         names: of each language, the class names.
         templates: of each language, one or several ensembles of prompts.
-        train: patterns of training shards, for nearest neighbours and the linear probe.
+        train: training pictures, for nearest neighbours, the linear probe and few shots.
+        shots: pictures of each class that few shots take.
+        several: whether a picture may have several classes; there are no probes then.
 
     Raises:
         ConfigError: a language has names and no templates, or the other way round.
     """
 
-    test: Patterns
+    test: Pictures
     label: str
     names: Mapping[str, ClassSource]
     templates: Templates
-    train: Patterns | None = None
+    train: Pictures | None = None
+    shots: Sequence[int] = (1, 2, 4, 8)
+    several: bool = False
 
     def __post_init__(self) -> None:
         for language in sorted({*self.names} ^ {*self.templates}):
@@ -99,12 +112,13 @@ class ClassificationData:
             raise ConfigError(f"{language!r} has {has} and no {lacks}; give {lacks}.{language} as well")
 
     def tasks(self) -> list[Task]:
+        evaluator = MultiLabelZeroShot if self.several else ZeroShot
         named = [
             Task(
-                name=CLASSIFICATION,
+                name=MULTI_LABEL if self.several else CLASSIFICATION,
                 language=language,
                 templates=ensemble,
-                evaluator=ZeroShot(self.test, classes, label=self.label, templates=sentences),
+                evaluator=evaluator(self.test, classes, label=self.label, templates=sentences),
             )
             for language, classes in self.names.items()
             for ensemble, sentences in self.templates[language].items()
@@ -112,7 +126,7 @@ class ClassificationData:
         return named + self._probes()
 
     def _probes(self) -> list[Task]:
-        if self.train is None:
+        if self.train is None or self.several:
             return []
         knn = NearestNeighbours(self.train, self.test, label=self.label, k=20, temperature=0.07)
         probe = LinearProbe(
@@ -122,9 +136,12 @@ class ClassificationData:
             validation_share=0.1,
             seed=0,
         )
+        few = FewShotRidge(
+            *(self.train, self.test), label=self.label, shots=self.shots, l2=1.0, seeds=[0, 1, 2, 3, 4]
+        )
         return [
             Task(name=name, language=None, templates=None, evaluator=evaluator)
-            for name, evaluator in ((KNN, knn), (PROBE, probe))
+            for name, evaluator in ((KNN, knn), (PROBE, probe), (FEW_SHOT, few))
         ]
 
 
@@ -133,21 +150,25 @@ class RetrievalData:
     """Pictures with captions: to find either by the other, and to write captions anew.
 
     Args:
-        pictures: patterns of the shards.
+        pictures: the data set.
         captions: of each language, the fields of a sample that hold its captions; every one counts.
-        relevance: as `Retrieval` takes it.
+        relevance, merge_captions: as `Retrieval` takes them.
         captioning: whether models with a text decoder are asked for captions.
     """
 
-    pictures: Patterns
+    pictures: Pictures
     captions: Mapping[str, str | Sequence[str]]
     relevance: str | None = None
+    merge_captions: bool = False
     captioning: bool = True
 
     def tasks(self) -> list[Task]:
         asked: list[tuple[str, str, Evaluator]] = []
         for language, fields in self.captions.items():
-            asked.append((RETRIEVAL, language, Retrieval(self.pictures, fields, relevance=self.relevance)))
+            found = Retrieval(
+                self.pictures, fields, relevance=self.relevance, merge_captions=self.merge_captions
+            )
+            asked.append((RETRIEVAL, language, found))
             if self.captioning and language in ("en", "zh"):  # words are told apart in these
                 source = CaptionsFromShards(self.pictures, fields)
                 written = Captioning(source, decoding=_GREEDY, language=language, num_examples=6)
@@ -172,6 +193,32 @@ class CaseData:
         return [
             Task(name=CASES, language=language, templates=None, evaluator=Compositional(source))
             for language, source in self.cases.items()
+        ]
+
+
+@dataclass(frozen=True, kw_only=True)
+class PairData:
+    """Pictures with captions that people may have rated.
+
+    Args:
+        pictures: the data set.
+        captions: of each language, the field that holds the captions.
+        rating: field with a number for each caption, or None.
+    """
+
+    pictures: Pictures
+    captions: Mapping[str, str]
+    rating: str | None = None
+
+    def tasks(self) -> list[Task]:
+        return [
+            Task(
+                name=PAIRS,
+                language=language,
+                templates=None,
+                evaluator=PairScoring(self.pictures, field, rating=self.rating),
+            )
+            for language, field in self.captions.items()
         ]
 
 

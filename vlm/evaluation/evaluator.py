@@ -4,14 +4,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
-from vlm.data import open_shards, read_records
+from PIL import Image
+
+from vlm.data import ImageFile, ImageSet, ImageSource, open_shards, read_images, read_records
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.outcomes import Outcomes
-from vlm.inference import Embedder
+from vlm.inference import Embedder, Pictures
 from vlm.models import ModelSpec
-
-Patterns = str | Sequence[str]
-"""Of shards, as `data.train.shards` takes them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -20,14 +19,15 @@ class Result:
 
     task: str
     """As CLIP_benchmark names it: `zeroshot_classification`, `zeroshot_retrieval`, `image_caption_selection`,
-    `captioning` or `linear_probe`; and `knn` and `image_retrieval`, which it does not have."""
+    `captioning` or `linear_probe`; and `knn`, `image_retrieval`, `multilabel_classification`, `few_shot` and
+    `pair_scoring`, which it does not have."""
     metrics: dict[str, float]
     chance: dict[str, float]
     """What guessing gets, for the metrics where that is known."""
     num_samples: int
     details: dict[str, Any]
-    """Examples for the report, as plain data. A picture is its position in the data set `details["shards"]`,
-    or a key of `details["files"]`, whose values are image files; `details["pictures"]` lists all that are
+    """Examples for the report, as plain data. A picture is its position in `details["shards"]`, the parts of
+    one or several data sets, each standing behind the one before; `details["pictures"]` lists all that are
     used."""
     notes: Mapping[str, int | float | str] = field(default_factory=dict)
     """What is no score but belongs to them, such as the weight that a sweep chose."""
@@ -91,21 +91,68 @@ def run_suite(evaluators: Mapping[str, Evaluator], embedder: Embedder) -> dict[s
     return {name: evaluator(embedder) for name, evaluator in evaluators.items()}
 
 
-def patterns(shards: Patterns) -> list[str]:
-    """One pattern or several, as a list."""
-    return [shards] if isinstance(shards, str) else list(shards)
+def parts(*pictures: Pictures) -> list[str | ImageSource]:
+    """Data sets as one list, each behind the one before: patterns, and sources of image files."""
+    return [part for one in pictures for part in ([one] if isinstance(one, str | ImageSource) else one)]
 
 
-def records_of(shards: Patterns, *, key: str = "shards") -> list[dict[str, Any]]:
+def records_of(pictures: Pictures, *, key: str = "shards") -> list[dict[str, Any]]:
     """The records of a data set without its pictures.
 
     Args:
-        key: of the evaluator that names the shards, for messages.
+        key: of the evaluator that names the data set, for messages.
+
+    Raises:
+        DataError: there are none, or an image file is missing.
     """
-    records = list(read_records(open_shards(shards, key=key)))
+    if isinstance(pictures, ImageSource):
+        records = list(_complete(pictures, key).records)
+    else:
+        records = list(read_records(open_shards(pictures, key=key)))
     if not records:
-        raise DataError(f"{key}={shards!r} hold no samples")
+        raise DataError(f"{key}={pictures!r} hold no samples")
     return records
+
+
+def _complete(source: ImageSource, key: str) -> ImageSet:
+    images = source.read()
+    missing = images.missing()
+    if missing:
+        raise DataError(
+            f"{key}: {len(missing)} of {len(images.files)} pictures of {source} are missing, the first would "
+            f"be {missing[0]}; correct the folder of the pictures, or leave these out of the list"
+        )
+    return images
+
+
+def places_of(pictures: Pictures, *, key: str) -> set[str | ImageFile]:
+    """The shards or image files of a data set."""
+    if isinstance(pictures, ImageSource):
+        return set(pictures.read().files)
+    return set(open_shards(pictures, key=key).urls)
+
+
+def pictures_at(pictures: Sequence[str | ImageSource], positions: Sequence[int]) -> list[Image.Image]:
+    """The pictures at some positions of data sets that stand one behind the other, as `parts` lists them.
+
+    Raises:
+        DataError: one cannot be read.
+    """
+    found: dict[int, Image.Image] = {}
+    start = 0
+    for part in pictures:
+        if isinstance(part, ImageSource):
+            files = part.read().files
+            own = range(start, start + len(files))
+            found |= {position: files[position - start].open() for position in positions if position in own}
+        else:
+            shards = open_shards(part, key="shards")
+            own = range(start, start + shards.num_samples)
+            wanted = sorted({position for position in positions if position in own})
+            rows = [position - start for position in wanted]
+            found |= dict(zip(wanted, read_images(shards, rows), strict=True))
+        start = own.stop
+    return [found[position] for position in positions]
 
 
 def spread(count: int, *, wanted: int) -> list[int]:

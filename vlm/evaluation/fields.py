@@ -34,9 +34,13 @@ def captions_of(record: Mapping[str, Any], field: str) -> list[str]:
     return [line.strip() for text in texts for line in text.splitlines() if line.strip()]
 
 
-def every_caption(record: Mapping[str, Any], fields: Sequence[str]) -> list[str]:
-    """The captions of all fields. Raises `DataError` where there is none."""
+def every_caption(record: Mapping[str, Any], fields: Sequence[str], *, or_none: bool = False) -> list[str]:
+    """The captions of all fields. Raises `DataError` where there is none.
+
+    Args:
+        or_none: whether there may be none where a field says so, by an empty list.
+    """
     found = [line for field in fields for line in captions_of(record, field)]
-    if not found:
+    if not found and not (or_none and any(lookup(record, field) == [] for field in fields)):
         raise DataError(f"sample {record['key']} has no caption in {list(fields)}; set `captions`")
     return found

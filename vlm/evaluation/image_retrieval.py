@@ -12,13 +12,13 @@ from numpy import ndarray
 from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
-from vlm.evaluation.evaluator import Patterns, Result, patterns, records_of, spread
+from vlm.evaluation.evaluator import Result, parts, records_of, spread
 from vlm.evaluation.fields import label_of
-from vlm.evaluation.labelled import labels_of, numbered, refuse_common_shards
+from vlm.evaluation.labelled import labels_of, numbered, refuse_common_pictures
 from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.over_ranks import over_ranks
-from vlm.evaluation.ranking import chance_of_hit, group_sizes, scores, top_matches
-from vlm.inference import Embedder
+from vlm.evaluation.ranking import chance_of_hit, expected_precision, group_sizes, scores, top_matches
+from vlm.inference import Embedder, Pictures
 
 TILE_ENTRIES = 1 << 21
 """Scores held at once, and about eight times their bytes; at least one query is."""
@@ -66,7 +66,7 @@ class ImageRetrieval:
     in the note `num_left_out`; they stay in the gallery. Ties are pessimistic, as in `rank_relevant`.
 
     Args:
-        query: patterns, or a list of patterns, of the pictures that search.
+        query: the pictures that search.
         gallery: of those that are searched; None for the queries themselves.
         label: field of a sample that holds its class, such as `cls`.
         recall_at: how many of the first items may hold a relevant one.
@@ -80,7 +80,7 @@ class ImageRetrieval:
     needs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
-        self, query: Patterns, gallery: Patterns | None, *, label: str, recall_at: Sequence[int]
+        self, query: Pictures, gallery: Pictures | None, *, label: str, recall_at: Sequence[int]
     ) -> None:
         if not recall_at or min(recall_at) < 1:
             raise ConfigError(f"recall_at={list(recall_at)} has to be a list of numbers from 1 on")
@@ -92,7 +92,7 @@ class ImageRetrieval:
     def check(self) -> None:
         gallery = None
         if self.gallery is not None:
-            refuse_common_shards({"query": self.query, "gallery": self.gallery})
+            refuse_common_pictures({"query": self.query, "gallery": self.gallery})
             gallery = records_of(self.gallery, key="gallery")
         self._queries(records_of(self.query, key="query"), gallery)
 
@@ -119,7 +119,7 @@ class ImageRetrieval:
                 "num_left_out": len(queries.group) - len(counted),
             },
             details={
-                "shards": [*patterns(self.query), *patterns(self.gallery or [])],
+                "shards": parts(self.query, self.gallery or []),
                 "examples": examples,
                 "pictures": sorted(shown | {example["position"] for example in examples}),
             },
@@ -261,15 +261,5 @@ def retrieval_chance(queries: Queries, *, recall_at: Sequence[int]) -> dict[str,
     relevant = queries.num_relevant[queries.counted]
     items = len(queries.gallery_group) - int(queries.itself)
     recalls = {f"image_to_image_recall@{k}": chance_of_hit(relevant, num_items=items, k=k) for k in recall_at}
-    whole = _expected_precision(relevant, torch.full_like(relevant, items), num_items=items)
-    return recalls | {"map": whole, "map@r": _expected_precision(relevant, relevant, num_items=items)}
-
-
-def _expected_precision(relevant: Tensor, depth: Tensor, *, num_items: int) -> float:
-    """Average precision among the first `depth` of a shuffled gallery, averaged over queries.
-
-    Place i holds a relevant item with probability r/n, and the i-1 before it then hold (i-1)(r-1)/(n-1).
-    """
-    harmonic = (1 / torch.arange(1, num_items + 1, dtype=torch.float64)).cumsum(0)[depth - 1]
-    others = (relevant.double() - 1) / max(1, num_items - 1)
-    return ((harmonic + others * (depth - harmonic)) / num_items).mean().item()
+    whole = expected_precision(relevant, torch.full_like(relevant, items), num_items=items)
+    return recalls | {"map": whole, "map@r": expected_precision(relevant, relevant, num_items=items)}

@@ -9,12 +9,12 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from vlm.data import open_shards
+from vlm.data import ImageSource
 from vlm.errors import DataError
-from vlm.evaluation.evaluator import Patterns, patterns, records_of
+from vlm.evaluation.evaluator import parts, places_of, records_of
 from vlm.evaluation.fields import Label, label_of
 from vlm.evaluation.outcomes import Outcomes, outcomes
-from vlm.inference import Embedder
+from vlm.inference import Embedder, Pictures
 
 NUM_CONFUSED = 15
 
@@ -35,21 +35,21 @@ class LabelledFeatures:
 class TrainTest:
     """Where a training and a test set lie, and the field of a sample that holds its class."""
 
-    train: Patterns
-    test: Patterns
+    train: Pictures
+    test: Pictures
     label: str
 
-    def check(self) -> int:
-        """The number of training pictures.
+    def check(self) -> list[Label]:
+        """The class of each training picture.
 
         Raises:
             DataError: a sample has no class, the training set has a single one, the test set has one more,
                 or both sets have a shard in common.
         """
-        refuse_common_shards({"train": self.train, "test": self.test})
+        refuse_common_pictures({"train": self.train, "test": self.test})
         train = labels_of(records_of(self.train, key="train"), self.label)
         self._numbers(train, records_of(self.test, key="test"))
-        return len(train)
+        return train
 
     def read(self, embedder: Embedder) -> LabelledFeatures:
         """The same on every rank. Raises what `check` raises of the classes."""
@@ -65,9 +65,9 @@ class TrainTest:
             classes=[str(value) for value in number],
         )
 
-    def pictures(self) -> list[str]:
-        """The test set and behind it the training set, as one data set to show pictures of."""
-        return [*patterns(self.test), *patterns(self.train)]
+    def pictures(self) -> list[str | ImageSource]:
+        """The test set and behind it the training set, to show pictures of."""
+        return parts(self.test, self.train)
 
     def _numbers(self, train: list[Label], test: list[dict[str, Any]]) -> dict[Label, int]:
         number = numbered(train)
@@ -105,6 +105,13 @@ def mean_per_class_recall(right: Bool[Tensor, " n"], label: Int64[Tensor, " n"])
     return (hits / counts)[counts > 0].mean().item()
 
 
+def is_right(logits: Float[Tensor, "n c"], label: Int64[Tensor, " n"]) -> Tensor:
+    """Whether a row's own class scores above every other; an equal score or nan is wrong."""
+    own = logits.gather(1, label[:, None])
+    others = logits.scatter(1, label[:, None], -torch.inf)
+    return (own > others).all(dim=1)
+
+
 def class_outcomes(
     accuracy: str, right: Bool[Tensor, " n"], guess: Int64[Tensor, " n"], data: LabelledFeatures
 ) -> Outcomes:
@@ -129,10 +136,9 @@ def most_confused(
     ]
 
 
-def refuse_common_shards(sets: Mapping[str, Patterns]) -> None:
-    """Raise a `DataError` where two data sets, named by their keys, share a shard."""
-    first, second = (set(open_shards(shards, key=key).urls) for key, shards in sets.items())
-    if first & second:
-        raise DataError(
-            f"{' and '.join(sets)} both hold {min(first & second)!r}; a picture would be scored by itself"
-        )
+def refuse_common_pictures(sets: Mapping[str, Pictures]) -> None:
+    """Raise a `DataError` where two data sets, named by their keys, share a shard or an image file."""
+    first, second = (places_of(pictures, key=key) for key, pictures in sets.items())
+    common = sorted(place if isinstance(place, str) else place.path for place in first & second)
+    if common:
+        raise DataError(f"{' and '.join(sets)} both hold {common[0]!r}; a picture would be scored by itself")

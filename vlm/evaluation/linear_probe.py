@@ -8,21 +8,22 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
-from vlm.evaluation.evaluator import Patterns, Result, spread
+from vlm.evaluation.evaluator import Result, parts, spread
 from vlm.evaluation.labelled import (
     LabelledFeatures,
     TrainTest,
     class_outcomes,
+    is_right,
     mean_per_class_recall,
     most_confused,
 )
 from vlm.evaluation.logistic_regression import LinearClassifier, LogisticRegression
 from vlm.evaluation.over_ranks import over_ranks
-from vlm.inference import Embedder
+from vlm.inference import Embedder, Pictures
 
 REFINEMENTS = 3
 """How often the sweep looks between the best value so far and its neighbours."""
@@ -50,7 +51,7 @@ class LinearProbe:
     the one with the lower cross-entropy, is fitted again to all training pictures.
 
     Args:
-        train, test: patterns, or lists of patterns, of the two sets.
+        train, test: the two sets.
         label: field of a sample that holds its class, such as `cls`.
         l2: values of the sweep; a single one is used as it is.
         validation_share: of each class, kept for the sweep; at least one picture, never all.
@@ -66,8 +67,8 @@ class LinearProbe:
 
     def __init__(
         self,
-        train: Patterns,
-        test: Patterns,
+        train: Pictures,
+        test: Pictures,
         *,
         label: str,
         l2: Sequence[float],
@@ -88,7 +89,7 @@ class LinearProbe:
 
     def __call__(self, embedder: Embedder) -> Result:
         data = self.data.read(embedder)
-        _refuse_nan(data.train, self.data.train)
+        refuse_nan(data.train, self.data.train)
         trials = self._sweep(data, embedder) if len(self.l2) > 1 else []
         l2 = best_of(trials).l2 if trials else self.l2[0]
         (classifier,) = over_ranks(
@@ -139,7 +140,7 @@ class LinearProbe:
             num_samples=len(right),
             notes=notes | ({"validation_acc1": best_of(trials).acc1} if trials else {}),
             details={
-                "shards": self.data.test,
+                "shards": parts(self.data.test),
                 "num_classes": len(data.classes),
                 "sweep": [(trial.l2, trial.acc1) for trial in trials],
                 "confused": most_confused(
@@ -185,13 +186,6 @@ def validation_rows(label: Int64[Tensor, " n"], *, share: float, seed: int) -> T
     return kept
 
 
-def is_right(logits: Float[Tensor, "n c"], label: Int64[Tensor, " n"]) -> Tensor:
-    """Whether a row's own class scores above every other; an equal score or nan is wrong."""
-    own = logits.gather(1, label[:, None])
-    others = logits.scatter(1, label[:, None], -torch.inf)
-    return (own > others).all(dim=1)
-
-
 def _warn(trials: Sequence[Trial], l2: float, classifier: LinearClassifier) -> None:
     if trials and ends_open(trials):
         log.warning("linear probe: the best l2=%g is at the end of the sweep; extend `l2` beyond it", l2)
@@ -211,7 +205,8 @@ def _regression(
     return LogisticRegression(features.to(device), label.to(device), num_classes=len(data.classes))
 
 
-def _refuse_nan(features: Tensor, train: Patterns) -> None:
+def refuse_nan(features: Tensor, train: Pictures) -> None:
+    """Raise a `DataError` where the model gives vectors that nothing can be fitted to."""
     broken = int((~features.isfinite().all(dim=1)).sum())
     if broken:
         raise DataError(

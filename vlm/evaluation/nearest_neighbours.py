@@ -11,7 +11,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from vlm.errors import ConfigError
-from vlm.evaluation.evaluator import Patterns, Result, spread
+from vlm.evaluation.evaluator import Result, spread
 from vlm.evaluation.labelled import (
     LabelledFeatures,
     TrainTest,
@@ -21,7 +21,7 @@ from vlm.evaluation.labelled import (
 )
 from vlm.evaluation.over_ranks import over_ranks
 from vlm.evaluation.ranking import scores
-from vlm.inference import Embedder
+from vlm.inference import Embedder, Pictures
 
 QUERY_ROWS, TRAIN_ROWS = 512, 4096
 """Of a tile of similarities: 16 MiB in double precision, whatever the sizes of the sets."""
@@ -51,7 +51,7 @@ class NearestNeighbours:
     class with as many votes as another has not won.
 
     Args:
-        train, test: patterns, or lists of patterns, of the two sets.
+        train, test: the two sets.
         label: field of a sample that holds its class, such as `cls`.
         k: neighbours that vote.
         temperature: T.
@@ -64,7 +64,7 @@ class NearestNeighbours:
 
     needs: ClassVar[frozenset[str]] = frozenset()
 
-    def __init__(self, train: Patterns, test: Patterns, *, label: str, k: int, temperature: float) -> None:
+    def __init__(self, train: Pictures, test: Pictures, *, label: str, k: int, temperature: float) -> None:
         if k < 1:
             raise ConfigError(f"k={k} must be at least 1")
         if not temperature > 0:
@@ -74,7 +74,7 @@ class NearestNeighbours:
         self.temperature = temperature
 
     def check(self) -> None:
-        self._check_k(self.data.check())
+        self._check_k(len(self.data.check()))
 
     def __call__(self, embedder: Embedder) -> Result:
         data = self.data.read(embedder)

@@ -14,9 +14,9 @@ class Outcomes:
     """One row a query, in the order of the data set, so that the rows of two models can be compared."""
 
     query: str
-    """What a row is: `picture`, `caption` or `case`."""
+    """What a row is: `picture`, `caption`, `case` or `class`."""
     picture: Int64[ndarray, " n"]
-    """Position in the data set of the picture that the row is about."""
+    """Position in the data set of the picture that the row is about; of a class its first."""
     values: Mapping[str, Float64[ndarray, " n"]]
     """Of each metric that is a mean over rows, or over categories, the value of each row; nan where the row
     does not count."""

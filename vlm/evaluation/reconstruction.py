@@ -8,9 +8,9 @@ from PIL import Image
 
 from vlm.data import data_uri
 from vlm.errors import ConfigError
-from vlm.evaluation.evaluator import Patterns, Result, patterns, records_of, spread
+from vlm.evaluation.evaluator import Result, records_of, spread
 from vlm.evaluation.fields import every_caption
-from vlm.inference import Embedder, Rebuilt
+from vlm.inference import Embedder, Pictures, Rebuilt
 
 _SIDE = 128
 
@@ -36,7 +36,7 @@ class Reconstruction:
 
     def __init__(
         self,
-        shards: Patterns,
+        shards: Pictures,
         captions: str | Sequence[str],
         *,
         masked_share: float,
@@ -59,7 +59,7 @@ class Reconstruction:
         others = _others(captions)
         shown = spread(len(captions), wanted=self.num_examples)
         rebuilt = embedder.rebuilt(
-            patterns(self.shards),
+            self.shards,
             captions,
             others,
             share=self.masked_share,

@@ -13,8 +13,8 @@ from markupsafe import Markup
 from PIL import Image
 
 from vlm import charts
-from vlm.data import Preprocess, data_uri, open_shards, read_images
-from vlm.evaluation.evaluator import Result
+from vlm.data import Preprocess, data_uri
+from vlm.evaluation.evaluator import Result, pictures_at
 from vlm.files import replacing, writing
 from vlm.inference import Description, read_description, read_weights
 
@@ -39,6 +39,12 @@ LABELS = {
     **{f"Bleu_{order}": f"BLEU-{order}" for order in range(1, 5)},
     "ROUGE_L": "ROUGE-L",
     "mean_length": "words a caption",
+    "mean_average_precision": "mAP",
+    "clip_score": "CLIP score",
+    "auc": "AUC",
+    "kendall_tau_b": "Kendall's tau-b",
+    "kendall_tau_c": "Kendall's tau-c",
+    "spearman": "Spearman",
 }
 """Column titles; a metric that is not here is shown by its own name."""
 
@@ -129,6 +135,8 @@ def label(metric: str) -> str:
         return metric.replace("image_to_image_recall", "R")
     if found := re.fullmatch(r"(image|text)_retrieval_recall(@\d+)", metric):
         return f"{found[1]} R{found[2]}"
+    if metric.startswith("few_shot_acc1@"):
+        return f"{metric.partition('@')[2]} of each class"
     if metric.endswith("_tot_acc") and metric not in LABELS:
         return f"{label(metric.removesuffix('_tot_acc'))}, captions alone"
     return LABELS.get(metric, metric.removesuffix("_acc").replace("_", " "))
@@ -173,10 +181,7 @@ def _pictures(details: Mapping[str, Any], preprocess: Preprocess) -> dict[int, s
     positions = sorted(set(details["pictures"]))
     if not positions:
         return {}
-    if "files" in details:
-        images = [details["files"][position].open() for position in positions]
-    else:
-        images = read_images(open_shards(details["shards"], key="shards"), positions)
+    images = pictures_at(details["shards"], positions)
     return dict(zip(positions, _data_uris(images, preprocess), strict=True))
 
 

@@ -11,12 +11,13 @@ from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.class_names import ClassNames, ClassSource
-from vlm.evaluation.evaluator import Result, records_of, spread
+from vlm.evaluation.evaluator import Result, parts, records_of, spread
 from vlm.evaluation.fields import Label, label_of, read_text
 from vlm.evaluation.labelled import mean_per_class_recall, most_confused
 from vlm.evaluation.outcomes import Outcomes, outcomes
-from vlm.evaluation.ranking import Ranking, chance_of_hit, group_sizes, rank_relevant, top_matches
-from vlm.inference import Embedder
+from vlm.evaluation.ranking import Ranking, Relevant, chance_of_hit, group_sizes, rank_relevant, top_matches
+from vlm.evaluation.truncation import share_truncated
+from vlm.inference import Embedder, Pictures
 
 NUM_EXAMPLES = 12
 NUM_GUESSES = 3
@@ -26,7 +27,7 @@ class ZeroShot:
     """Accuracy of naming the class of each picture, with an ensemble of prompts a class.
 
     Args:
-        shards: pattern, or list of patterns, of the data set.
+        shards: the data set.
         classes: the class names and the label that each stands for; several may stand for one label, and
             any of them is then right.
         label: field of a sample that holds its label, such as `cls` or `json.concept`.
@@ -40,7 +41,7 @@ class ZeroShot:
 
     def __init__(
         self,
-        shards: str | Sequence[str],
+        shards: Pictures,
         classes: ClassSource,
         *,
         label: str,
@@ -60,7 +61,7 @@ class ZeroShot:
         return read_templates(self.templates)
 
     def check(self) -> None:
-        self._labels(records_of(self.shards), set(self._names.labels))
+        self._labels(records_of(self.shards))
         _ = self._sentences
 
     def __call__(self, embedder: Embedder) -> Result:
@@ -68,9 +69,9 @@ class ZeroShot:
         classes = self._names
         ids = {value: number for number, value in enumerate(dict.fromkeys(classes.labels))}
         class_group = torch.tensor([ids[value] for value in classes.labels])
-        label = torch.tensor([ids[value] for value in self._labels(images.records, set(ids))])
+        label = torch.tensor([ids[value] for value in self._labels(images.records)])
         vectors = class_vectors(embedder, classes.names, self._sentences)
-        ranking = rank_relevant(images.features, vectors, query_group=label, gallery_group=class_group)
+        ranking = rank_relevant(images.features, vectors, Relevant.of_groups(label, class_group))
         examples = _examples(images.features, vectors, ranking, class_group, classes)
         metrics = zero_shot_metrics(ranking.rank, label, num_names=len(classes.names))
         return Result(
@@ -78,8 +79,13 @@ class ZeroShot:
             metrics=metrics,
             chance=zero_shot_chance(label, class_group),
             num_samples=len(label),
+            notes={
+                "truncated": share_truncated(
+                    prompts_of(classes.names, self._sentences), embedder, what="prompts"
+                )
+            },
             details={
-                "shards": self.shards,
+                "shards": parts(self.shards),
                 "num_names": len(classes.names),
                 "num_labels": len(ids),
                 "num_templates": len(self._sentences),
@@ -90,15 +96,27 @@ class ZeroShot:
             outcomes=(_outcomes(ranking, metrics, class_group, classes),),
         )
 
-    def _labels(self, records: list[dict[str, Any]], known: set[Label]) -> list[Label]:
+    def _labels(self, records: list[dict[str, Any]]) -> list[Label]:
         labels = [label_of(record, self.label) for record in records]
-        for record, value in zip(records, labels, strict=True):
-            if value not in known:
-                raise DataError(
-                    f"sample {record['key']} has {self.label}={value!r}, which is not in the class list "
-                    f"({self.classes}); complete the list, or name another field by `label`"
-                )
+        found = [(record["key"], value) for record, value in zip(records, labels, strict=True)]
+        refuse_unnamed(found, self._names, field=self.label, classes=self.classes)
         return labels
+
+
+def refuse_unnamed(
+    found: Sequence[tuple[str, Label]], names: ClassNames, *, field: str, classes: ClassSource
+) -> None:
+    """Raise a `DataError` where a label of a sample, given with its key, has no name."""
+    known = set(names.labels)
+    unknown = [(key, value) for key, value in found if value not in known]
+    if unknown:
+        key, value = unknown[0]
+        raise DataError(
+            f"sample {key} has {field}={value!r}, which is not in the class list ({classes}): the samples "
+            f"have {len({value for _, value in found})} labels, the list has names for {len(known)}, and "
+            f"{len({value for _, value in unknown})} labels are without; complete the list, or name another "
+            "field by `label`"
+        )
 
 
 def read_templates(templates: str | Sequence[str]) -> list[str]:
@@ -125,9 +143,13 @@ def class_vectors(embedder: Embedder, names: Sequence[str], templates: Sequence[
 
     Source: arXiv:2103.00020, section 3.1.4.
     """
-    prompts = [template.replace("{c}", name) for name in names for template in templates]
-    vectors = embedder.texts(prompts).reshape(len(names), len(templates), -1)
+    vectors = embedder.texts(prompts_of(names, templates)).reshape(len(names), len(templates), -1)
     return torch.nn.functional.normalize(vectors.mean(dim=1), dim=-1)
+
+
+def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:
+    """Every template with each name, name by name."""
+    return [template.replace("{c}", name) for name in names for template in templates]
 
 
 def zero_shot_metrics(
@@ -163,7 +185,7 @@ def _outcomes(
     ranking: Ranking, metrics: Mapping[str, float], class_group: Tensor, classes: ClassNames
 ) -> Outcomes:
     """Each picture's class, by its first name, and that of the name that stands first."""
-    name_of = _first_names(class_group, classes)
+    name_of = first_names(class_group, classes)
     right = ranking.rank <= 1
     named = torch.where(right, ranking.best, ranking.rival)
     return outcomes(
@@ -175,7 +197,8 @@ def _outcomes(
     )
 
 
-def _first_names(class_group: Tensor, classes: ClassNames) -> dict[int, str]:
+def first_names(class_group: Tensor, classes: ClassNames) -> dict[int, str]:
+    """The first name of each group."""
     name_of: dict[int, str] = {}
     for name, group in zip(classes.names, class_group.tolist(), strict=True):
         name_of.setdefault(group, name)
@@ -184,7 +207,7 @@ def _first_names(class_group: Tensor, classes: ClassNames) -> dict[int, str]:
 
 def _most_confused(ranking: Ranking, class_group: Tensor, classes: ClassNames) -> list[dict[str, Any]]:
     """Pairs of labels by how often pictures of the one were given to the other."""
-    name_of = _first_names(class_group, classes)
+    name_of = first_names(class_group, classes)
     wrong = ranking.rank > 1
     true, guess = class_group[ranking.best[wrong]], class_group[ranking.rival[wrong]]
     return most_confused(true, guess, name_of)

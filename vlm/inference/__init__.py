@@ -22,7 +22,7 @@ from vlm.inference.checkpoint import (
     versions,
 )
 from vlm.inference.decoding import Decoding
-from vlm.inference.embed import CaptionLine, Embedder, ImageEmbeddings
+from vlm.inference.embed import CaptionLine, Embedder, ImageEmbeddings, Patterns, Pictures
 from vlm.inference.interpolate import Line, interpolate
 from vlm.inference.load import Loaded, load
 from vlm.inference.rebuild import Rebuilt
@@ -41,6 +41,8 @@ __all__ = [
     "ImageEmbeddings",
     "Line",
     "Loaded",
+    "Patterns",
+    "Pictures",
     "Rebuilt",
     "check_buildable",
     "checkpoints_of",

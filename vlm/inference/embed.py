@@ -2,7 +2,7 @@
 
 import math
 import sys
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, NamedTuple, TypeVar
 
@@ -13,9 +13,17 @@ from numpy import ndarray
 from torch import Tensor
 from tqdm import tqdm
 
-from vlm.data import EvalBatch, ImageFile, ShardSet, eval_loader, image_file_loader, open_shards
+from vlm.data import (
+    EvalBatch,
+    ImageFile,
+    ImageSource,
+    ShardSet,
+    eval_loader,
+    image_file_loader,
+    open_shards,
+)
 from vlm.distributed import Topology, gather_objects, mean_over_ranks
-from vlm.errors import ConfigError
+from vlm.errors import ConfigError, DataError
 from vlm.inference.decoding import Decoding
 from vlm.inference.load import Loaded
 from vlm.inference.rebuild import Rebuilder, Rebuilt
@@ -24,6 +32,11 @@ from vlm.models import DualEncoder
 
 T = TypeVar("T")
 Compute = Callable[[DualEncoder, Tensor, Tensor], T]
+
+Patterns = str | Sequence[str]
+"""Of shards, as `data.train.shards` takes them."""
+Pictures = Patterns | ImageSource
+"""A data set: shards, or image files and what belongs to them."""
 
 
 class ImageEmbeddings(NamedTuple):
@@ -77,25 +90,39 @@ class Embedder:
         self.bf16 = bf16
         self.progress = progress
         self.between_batches = between_batches
-        self._last: dict[tuple[str, ...], ImageEmbeddings] = {}
+        self._last: dict[tuple[str | ImageFile, ...], ImageEmbeddings] = {}
 
     @property
     def device(self) -> torch.device:
         """Where the model runs."""
         return self.loaded.model.logit_scale.device
 
-    def images(self, shards: str | Sequence[str]) -> ImageEmbeddings:
-        """Embed a data set, given by shard patterns.
+    def images(self, pictures: Pictures) -> ImageEmbeddings:
+        """Embed a data set.
 
-        The last two data sets are remembered: evaluations often look at one data set in turn, and a probe at
-        a training and a test set.
+        The last two are remembered by their patterns or files: evaluations often look at one data set in
+        turn, and a probe at a training and a test set.
+
+        Raises:
+            DataError: an image cannot be read.
         """
-        asked = (shards,) if isinstance(shards, str) else tuple(shards)
+        if not isinstance(pictures, ImageSource):
+            asked = (pictures,) if isinstance(pictures, str) else tuple(pictures)
+            return self._remembered(asked, lambda: self._embed_shards(asked))
+        images = pictures.read()
+        found = self._remembered(tuple(images.files), lambda: self.image_files(images.files))
+        _refuse_unreadable(found.records, pictures)
+        # The same files may stand in another data set with other captions.
+        return ImageEmbeddings(found.features, list(images.records))
+
+    def _remembered(
+        self, asked: tuple[str | ImageFile, ...], embed: Callable[[], ImageEmbeddings]
+    ) -> ImageEmbeddings:
         found = self._last.pop(asked, None)
         if found is None:
             for oldest in list(self._last)[:-1]:
                 del self._last[oldest]  # three large data sets need not fit in memory
-            found = self._embed_images(asked)
+            found = embed()
         self._last[asked] = found
         return found
 
@@ -132,14 +159,18 @@ class Embedder:
         vectors = np.concatenate([parts[number] for number in range(len(batches))])
         return torch.from_numpy(vectors[[position[text] for text in texts]])
 
-    def captions(self, shards: str | Sequence[str], decoding: Decoding) -> list[str | None]:
+    def truncated(self, texts: Sequence[str]) -> float:
+        """The share of texts that lose their end to the context length; 0 without a text tower."""
+        tokenizer = self.loaded.tokenizer
+        return 0.0 if tokenizer is None or not texts else tokenizer.count_truncated(texts) / len(texts)
+
+    def captions(self, pictures: Pictures, decoding: Decoding) -> list[str | None]:
         """A caption for each picture of a data set, in its order; None where it cannot be read.
 
         Raises:
             ConfigError: the model has no text decoder.
         """
-        source = open_shards(shards, key="shards")
-        return [line.caption for lines in self.write(source, decoding) for line in lines]
+        return [line.caption for lines in self.write(_opened(pictures), decoding) for line in lines]
 
     def captions_of_files(self, files: Sequence[ImageFile], decoding: Decoding) -> list[str | None]:
         """A caption for each image file, or None where it is no image."""
@@ -157,12 +188,7 @@ class Embedder:
             ConfigError: the model has no text decoder.
         """
         writer = Writer(self.loaded)
-        how = {**self._loading, "first": first}
-        loader: Iterable[EvalBatch]
-        if isinstance(source, ShardSet):
-            loader, count = eval_loader(source, unreadable=True, **how), source.num_samples
-        else:
-            loader, count = image_file_loader(source, **how), len(source)
+        loader, count = self._loader(source, first=first), _num_images(source)
 
         def written(model: DualEncoder, images: Tensor, rows: Tensor) -> list[str]:
             return writer(images, decoding, numbers=rows.tolist() or [0], finished=self._finished)
@@ -176,7 +202,7 @@ class Embedder:
             yield sorted(line for lines in gather_objects(own) for line in lines)
 
     def caption_likelihood(
-        self, shards: str | Sequence[str], texts: Sequence[Sequence[str]]
+        self, pictures: Pictures, texts: Sequence[Sequence[str]]
     ) -> tuple[Float64[ndarray, " n"], Int64[ndarray, " n"]]:
         """What the captions of each picture of a data set cost in nats, and how many tokens they have.
 
@@ -190,15 +216,14 @@ class Embedder:
         def costs(model: DualEncoder, images: Tensor, rows: Tensor) -> list[list[tuple[float, int]]]:
             return writer.costs([texts[row] for row in rows.tolist()], images, rounds=most)
 
-        shard_set = open_shards(shards, key="shards")
-        loader = eval_loader(shard_set, unreadable=True, **self._loading)
-        found = self._each(loader, costs, "weighing captions", shard_set.num_samples)
+        source = _opened(pictures)
+        found = self._each(self._loader(source), costs, "weighing captions", _num_images(source))
         pairs = [pair for row in found for pair in row]
         return np.array([cost for cost, _ in pairs], np.float64), np.array([n for _, n in pairs], np.int64)
 
     def rebuilt(
         self,
-        shards: str | Sequence[str],
+        pictures: Pictures,
         texts: Sequence[str],
         others: Sequence[str],
         *,
@@ -223,9 +248,9 @@ class Embedder:
             own, other = ([given[row] for row in numbers] for given in (texts, others))
             return rebuilder(images, own, other, shown=[row in shown for row in numbers])
 
-        shard_set = open_shards(shards, key="shards")
-        loader = eval_loader(shard_set, **self._loading)
-        return self._each(loader, compute, "rebuilding pictures", shard_set.num_samples)
+        source = _opened(pictures)
+        loader = self._loader(source, unreadable=False)
+        return self._each(loader, compute, "rebuilding pictures", _num_images(source))
 
     def _finished(self, own: bool) -> bool:
         """Whether all ranks are: those that share a model's weights stop together."""
@@ -241,7 +266,15 @@ class Embedder:
             "world_size": self.topology.world_size,
         }
 
-    def _embed_images(self, shards: Sequence[str]) -> ImageEmbeddings:
+    def _loader(
+        self, source: ShardSet | Sequence[ImageFile], *, unreadable: bool = True, first: int = 0
+    ) -> Iterable[EvalBatch]:
+        """A picture that cannot be read is blank, and `unreadable` of its record says why; else an error."""
+        if isinstance(source, ShardSet):
+            return eval_loader(source, unreadable=unreadable, first=first, **self._loading)
+        return image_file_loader(source, unreadable=unreadable, first=first, **self._loading)
+
+    def _embed_shards(self, shards: Sequence[str]) -> ImageEmbeddings:
         shard_set = open_shards(shards, key="shards")
         return self._embed(eval_loader(shard_set, **self._loading), num_images=shard_set.num_samples)
 
@@ -304,3 +337,22 @@ class Embedder:
                 yield item
                 if self.between_batches is not None:
                     self.between_batches()
+
+
+def _opened(pictures: Pictures) -> ShardSet | Sequence[ImageFile]:
+    if isinstance(pictures, ImageSource):
+        return pictures.read().files
+    return open_shards(pictures, key="shards")
+
+
+def _num_images(source: ShardSet | Sequence[ImageFile]) -> int:
+    return source.num_samples if isinstance(source, ShardSet) else len(source)
+
+
+def _refuse_unreadable(records: Sequence[Mapping[str, Any]], pictures: ImageSource) -> None:
+    reasons = [record["unreadable"] for record in records if "unreadable" in record]
+    if reasons:
+        raise DataError(
+            f"{len(reasons)} of {len(records)} pictures of {pictures} cannot be read; the first: {reasons[0]}"
+            "; restore them, or leave them out of the list"
+        )

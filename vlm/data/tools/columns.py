@@ -51,12 +51,8 @@ def choose_columns(
     Raises:
         DataError: a column that was named does not exist, or none can be found.
     """
-    rows = [row for row in first_rows(table) if row.values]
-    if not rows:
-        raise DataError(f"input={table.path} has no rows")
-    if image is None:
-        image = _find_image(table, rows, root)
-    _require(table, "image", image)
+    image = choose_image(table, image=image, root=root)
+    rows = _rows(table)
     if captions is None:
         captions = _find_captions(table, rows, image)
     names = as_strings(captions)
@@ -66,6 +62,22 @@ def choose_columns(
             raise DataError(f"caption={name}: a dot leads into nested json; rename the column without it")
     has_lists = any(isinstance(lookup(row.values, name), list) for row in rows for name in names)
     return Columns(image, names, has_lists)
+
+
+def choose_image(table: Table, *, image: str | None, root: Path) -> str:
+    """The column of the images; what `choose_columns` takes, and raises."""
+    rows = _rows(table)
+    if image is None:
+        image = _find_image(table, rows, root)
+    _require(table, "image", image)
+    return image
+
+
+def _rows(table: Table) -> list[Row]:
+    rows = [row for row in first_rows(table) if row.values]
+    if not rows:
+        raise DataError(f"input={table.path} has no rows")
+    return rows
 
 
 def _require(table: Table, key: str, name: str) -> None:

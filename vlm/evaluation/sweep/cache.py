@@ -15,9 +15,9 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from vlm.data import open_shards
+from vlm.data import ImageFile, open_shards
 from vlm.distributed import gather_objects
-from vlm.evaluation.sweep.identity import Digests, digest_of
+from vlm.evaluation.sweep.identity import Digests, digest_of, status_of
 from vlm.files import replacing, writing
 from vlm.inference import Embedder, ImageEmbeddings
 
@@ -102,12 +102,18 @@ class CachedEmbedder(Embedder):
         name = self._named("texts", list(texts))
         return self._kept("texts", name, lambda: (super(CachedEmbedder, self).texts(texts), []))[0]
 
-    def _embed_images(self, shards: Sequence[str]) -> ImageEmbeddings:
+    def image_files(self, files: Sequence[ImageFile]) -> ImageEmbeddings:
+        """As `Embedder.image_files`; those that were embedded before are not read."""
+        name = self._named("images", [[*file, *status_of(file.path)] for file in files])
+        make = super().image_files
+        return ImageEmbeddings(*self._kept("images", name, lambda: make(files)))
+
+    def _embed_shards(self, shards: Sequence[str]) -> ImageEmbeddings:
         # Asked of what is not remembered from just before.
         urls = open_shards(shards, key="shards").urls
         name = self._named("images", [self.digests.of_path(url) for url in urls])
-        made = super()._embed_images
-        return ImageEmbeddings(*self._kept("images", name, lambda: made(shards)))
+        make = super()._embed_shards
+        return ImageEmbeddings(*self._kept("images", name, lambda: make(shards)))
 
     def _named(self, kind: str, content: Any) -> str:
         return f"{kind}_{digest_of([_FORMAT, kind, self.made_by, content])[:40]}"

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm.evaluation.bootstrap import interval
-from vlm.evaluation.datasets import MAIN_METRIC
+from vlm.evaluation.datasets import FEW_SHOT, MAIN_METRIC
 from vlm.evaluation.evaluator import Result
 from vlm.evaluation.outcomes import Outcomes
 from vlm.files import replacing, write_json, writing
@@ -93,9 +93,9 @@ class Cell:
         write_json(path, {"format": FORMAT, "cell": asdict(self), "error": error}, indent=1)
 
 
-def main_metric(task: str, metrics: Mapping[str, float]) -> str:
-    """The one that stands for a task; where it is absent, the first."""
-    preferred = MAIN_METRIC.get(task, "")
+def main_metric(task: str, metrics: dict[str, float]) -> str:
+    """The one that stands for a task; of few shots that of the most, else where it is absent the first."""
+    preferred = next(reversed(metrics)) if task == FEW_SHOT else MAIN_METRIC.get(task, "")
     return preferred if preferred in metrics else next(iter(metrics))
 
 

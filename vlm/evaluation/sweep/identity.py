@@ -80,6 +80,15 @@ class Digests:
         return found
 
 
+def status_of(path: str) -> list[int]:
+    """Size and time of change of a file; nothing where there is none."""
+    try:
+        status = os.stat(path)
+    except OSError:
+        return []
+    return [status.st_size, status.st_mtime_ns]
+
+
 def _exists(text: str) -> bool:
     try:
         return Path(text).exists()

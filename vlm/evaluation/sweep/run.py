@@ -8,10 +8,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from vlm.data import ImageSource
 from vlm.distributed import ControlGroup, Topology
 from vlm.errors import ConfigError, LostRankError, OutputError, VlmError
 from vlm.evaluation.datasets import TASKS, DataSet, Task
-from vlm.evaluation.evaluator import Result, patterns
+from vlm.evaluation.evaluator import Result
 from vlm.evaluation.sweep.cache import CachedEmbedder, EmbeddingCache, Work
 from vlm.evaluation.sweep.candidates import Candidate
 from vlm.evaluation.sweep.cell import FORMAT, Cell, main_metric
@@ -305,10 +306,12 @@ def _about(
 
 
 def _pictures(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a report finds the pictures of outcomes."""
-    if "files" in details:
-        return {"files": {str(place): list(file) for place, file in details["files"].items()}}
-    return {"shards": patterns(details["shards"])}
+    """Where a report finds the pictures of outcomes: those of the first data set, which was asked about."""
+    given = details["shards"]
+    pictures = [given] if isinstance(given, str | ImageSource) else list(given)
+    if isinstance(pictures[0], ImageSource):
+        return {"files": {str(place): list(file) for place, file in enumerate(pictures[0].read().files)}}
+    return {"shards": [part for part in pictures if isinstance(part, str)]}
 
 
 def _said(error: Exception) -> str:

@@ -12,11 +12,14 @@ from vlm.evaluation.sweep.cell import FORMAT
 
 TASKS = {
     "zeroshot_classification": "Zero-shot classification",
+    "multilabel_classification": "Several labels",
     "zeroshot_retrieval": "Retrieval",
     "image_caption_selection": "Caption choice",
     "captioning": "Captions",
     "knn": "Nearest neighbours",
     "linear_probe": "Linear probe",
+    "few_shot": "Few shots",
+    "pair_scoring": "Scores of pairs",
     "image_retrieval": "Pictures by pictures",
 }
 """Titles, in the order of the table; others follow by their own names."""

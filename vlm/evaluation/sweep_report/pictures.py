@@ -66,9 +66,7 @@ def _images(where: Mapping[str, Any], positions: Sequence[int]) -> dict[int, Ima
 
 
 def _file(entry: Sequence[Any]) -> ImageFile:
-    """A path, and the part of the picture in pixels if it is not the whole."""
-    path, box = entry
-    if box is None:
-        return ImageFile(path)
-    left, top, width, height = map(float, box)
-    return ImageFile(path, (left, top, width, height))
+    """The fields of an `ImageFile`, as json has them."""
+    path, *places = entry
+    box, base64 = (None if place is None else tuple(place) for place in places)
+    return ImageFile(path, box, base64)

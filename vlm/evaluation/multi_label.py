@@ -1,0 +1,192 @@
+"""Zero-shot classification of pictures with several labels each."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any, ClassVar
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64
+from torch import Tensor
+
+from vlm.data import lookup
+from vlm.errors import DataError
+from vlm.evaluation.class_names import ClassNames, ClassSource
+from vlm.evaluation.evaluator import Result, parts, records_of, spread
+from vlm.evaluation.fields import Label
+from vlm.evaluation.labelled import numbered
+from vlm.evaluation.outcomes import outcomes
+from vlm.evaluation.ranking import expected_precision, scores
+from vlm.evaluation.truncation import share_truncated
+from vlm.evaluation.zero_shot import class_vectors, first_names, prompts_of, read_templates, refuse_unnamed
+from vlm.inference import Embedder, Pictures
+
+BLOCK_ENTRIES = 1 << 23
+"""Scores held at once."""
+NUM_EXAMPLES = 12
+NUM_GUESSES = 5
+
+
+class MultiLabelZeroShot:
+    """Mean average precision of finding the pictures of each class by its name, put into sentences.
+
+    The average precision of a class is the mean, over its pictures, of the precision among all that score as
+    high or higher; the metric is the mean over the classes that occur. Of equal scores those of other
+    pictures stand first, so that the order of the data set does not matter.
+
+    Args:
+        shards: the data set.
+        classes: the class names and the label that each stands for; of several names the best counts.
+        label: field of a sample that holds the list of its labels, which may be empty, such as `json.labels`.
+        templates: as those of `ZeroShot`.
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"text"})
+
+    def __init__(
+        self, shards: Pictures, classes: ClassSource, *, label: str, templates: str | Sequence[str]
+    ) -> None:
+        self.shards = shards
+        self.classes = classes
+        self.label = label
+        self.templates = templates
+
+    @cached_property
+    def _names(self) -> ClassNames:
+        return self.classes.read()
+
+    @cached_property
+    def _sentences(self) -> list[str]:
+        return read_templates(self.templates)
+
+    def check(self) -> None:
+        self._labels(records_of(self.shards))
+        _ = self._sentences
+
+    def __call__(self, embedder: Embedder) -> Result:
+        images = embedder.images(self.shards)
+        names, templates = self._names, self._sentences
+        number = numbered(names.labels)
+        group = torch.tensor([number[value] for value in names.labels])
+        true = _one_hot(self._labels(images.records), number)
+        vectors = class_vectors(embedder, names.names, templates)
+        precision, best = _by_class(images.features, vectors, group, true)
+        present = true.any(dim=0)
+        relevant = true.sum(dim=0)[present]
+        everything = torch.full_like(relevant, len(true))
+        first_name = {
+            own: name for name, own in reversed(list(zip(names.names, group.tolist(), strict=True)))
+        }
+        examples = _examples(images.features, vectors, group, true, names)
+        return Result(
+            task="multilabel_classification",
+            metrics={"mean_average_precision": precision[present].mean().item()},
+            chance={"mean_average_precision": expected_precision(relevant, everything, num_items=len(true))},
+            num_samples=len(true),
+            notes={
+                "num_absent": int((~present).sum()),
+                "truncated": share_truncated(prompts_of(names.names, templates), embedder, what="prompts"),
+            },
+            details={
+                "shards": parts(self.shards),
+                "num_names": len(names.names),
+                "num_labels": len(number),
+                "examples": examples,
+                "pictures": [example["sample"] for example in examples],
+            },
+            outcomes=(
+                outcomes(
+                    "class",
+                    {"mean_average_precision": precision[present]},
+                    picture=best[present],
+                    category=[first_name[own] for own in present.nonzero().flatten().tolist()],
+                ),
+            ),
+        )
+
+    def _labels(self, records: Sequence[dict[str, Any]]) -> list[list[Label]]:
+        found: list[list[Label]] = []
+        for record in records:
+            value = lookup(record, self.label)
+            own: list[Any] = value if isinstance(value, list) else [value]
+            if not all(isinstance(label, int | str) for label in own):
+                raise DataError(
+                    f"sample {record['key']} has {self.label}={value!r:.80}; expected a list of numbers "
+                    "or texts as its labels"
+                )
+            found.append(own)
+        refuse_unnamed(
+            [(record["key"], label) for record, own in zip(records, found, strict=True) for label in own],
+            self._names,
+            field=self.label,
+            classes=self.classes,
+        )
+        if not any(found):
+            raise DataError(f"no sample of {self.shards} has a label in {self.label}; set `label`")
+        return found
+
+
+def _one_hot(labels: Sequence[Sequence[Label]], number: dict[Label, int]) -> Bool[Tensor, "n c"]:
+    true = torch.zeros(len(labels), len(number), dtype=torch.bool)
+    for row, own in enumerate(labels):
+        true[row, [number[label] for label in own]] = True
+    return true
+
+
+def _by_class(
+    features: Float[Tensor, "n d"],
+    vectors: Float[Tensor, "m d"],
+    group: Int64[Tensor, " m"],
+    true: Bool[Tensor, "n c"],
+) -> tuple[Float64[Tensor, " c"], Int64[Tensor, " c"]]:
+    """The average precision of each class, and the first picture that is of it."""
+    order = group.argsort(stable=True)
+    step = max(1, BLOCK_ENTRIES // len(features))
+    found = []
+    for start in range(0, true.shape[1], step):
+        own = order[(group[order] >= start) & (group[order] < start + step)]
+        relevant = true[:, start : start + step]
+        named = scores(features, vectors[own])
+        block = _best_of_names(named, group[own] - start, num_classes=relevant.shape[1])
+        found.append(average_precision(block, relevant))
+    return torch.cat(found), true.int().argmax(dim=0)
+
+
+def _best_of_names(
+    block: Float[Tensor, "n m"], group: Int64[Tensor, " m"], *, num_classes: int
+) -> Float[Tensor, "n c"]:
+    best = block.new_full((len(block), num_classes), -torch.inf)
+    return best.scatter_reduce(1, group.expand(len(block), -1), block, "amax")
+
+
+def average_precision(score: Float[Tensor, "n c"], true: Bool[Tensor, "n c"]) -> Float64[Tensor, " c"]:
+    """Of each class; 0 where nothing is of it. Equal scores of wrong pictures, and nan, count against it."""
+    wrong_first = true.int().argsort(dim=0, stable=True)
+    score = torch.where(score.isnan(), torch.where(true, -torch.inf, torch.inf), score)
+    order = score.gather(0, wrong_first).argsort(dim=0, descending=True, stable=True)
+    hit = true.gather(0, wrong_first).gather(0, order)
+    place = torch.arange(1, len(score) + 1, dtype=torch.float64)[:, None]
+    precision = hit.cumsum(dim=0) / place
+    return (precision * hit).sum(dim=0) / hit.sum(dim=0).clamp(min=1)
+
+
+def _examples(
+    features: Tensor, vectors: Tensor, group: Tensor, true: Tensor, names: ClassNames
+) -> list[dict[str, Any]]:
+    chosen = spread(len(features), wanted=NUM_EXAMPLES)
+    top = scores(features[chosen], vectors).topk(min(NUM_GUESSES, len(vectors)), dim=1)
+    first = first_names(group, names)
+    return [
+        {
+            "sample": sample,
+            "true": ", ".join(first[own] for own in true[sample].nonzero().flatten().tolist()),
+            "guesses": [
+                {
+                    "caption": names.names[guess],
+                    "score": score,
+                    "relevant": bool(true[sample, group[guess]]),
+                }
+                for score, guess in zip(values, guesses, strict=True)
+            ],
+        }
+        for sample, values, guesses in zip(chosen, top.values.tolist(), top.indices.tolist(), strict=True)
+    ]
