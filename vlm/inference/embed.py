@@ -108,7 +108,7 @@ class Embedder:
         """
         if not isinstance(pictures, ImageSource):
             asked = (pictures,) if isinstance(pictures, str) else tuple(pictures)
-            return self._remembered(asked, lambda: self._embed_shards(asked))
+            return self._remembered(asked, lambda: self._embed_images(asked))
         images = pictures.read()
         found = self._remembered(tuple(images.files), lambda: self.image_files(images.files))
         _refuse_unreadable(found.records, pictures)
@@ -274,7 +274,7 @@ class Embedder:
             return eval_loader(source, unreadable=unreadable, first=first, **self._loading)
         return image_file_loader(source, unreadable=unreadable, first=first, **self._loading)
 
-    def _embed_shards(self, shards: Sequence[str]) -> ImageEmbeddings:
+    def _embed_images(self, shards: Sequence[str]) -> ImageEmbeddings:
         shard_set = open_shards(shards, key="shards")
         return self._embed(eval_loader(shard_set, **self._loading), num_images=shard_set.num_samples)
 
