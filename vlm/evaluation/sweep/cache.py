@@ -108,11 +108,11 @@ class CachedEmbedder(Embedder):
         make = super().image_files
         return ImageEmbeddings(*self._kept("images", name, lambda: make(files)))
 
-    def _embed_shards(self, shards: Sequence[str]) -> ImageEmbeddings:
+    def _embed_images(self, shards: Sequence[str]) -> ImageEmbeddings:
         # Asked of what is not remembered from just before.
         urls = open_shards(shards, key="shards").urls
         name = self._named("images", [self.digests.of_path(url) for url in urls])
-        make = super()._embed_shards
+        make = super()._embed_images
         return ImageEmbeddings(*self._kept("images", name, lambda: make(shards)))
 
     def _named(self, kind: str, content: Any) -> str:

@@ -67,6 +67,8 @@ def _images(where: Mapping[str, Any], positions: Sequence[int]) -> dict[int, Ima
 
 def _file(entry: Sequence[Any]) -> ImageFile:
     """The fields of an `ImageFile`, as json has them."""
-    path, *places = entry
-    box, base64 = (None if place is None else tuple(place) for place in places)
-    return ImageFile(path, box, base64)
+    path, box, base64 = entry
+    if box is not None:
+        left, top, width, height = map(float, box)
+        box = left, top, width, height
+    return ImageFile(path, box, None if base64 is None else tuple(base64))
