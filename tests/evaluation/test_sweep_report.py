@@ -266,9 +266,8 @@ def test_pictures_of_files_are_shown_whole_or_in_part(tmp_path: Path) -> None:
     image.save(tmp_path / "one.png")
     path = str(tmp_path / "one.png")
     parts = [None, [10, 0, 10, 20]] * 20
-    files = {
-        str(place): [path, part, None] for place, part in enumerate(parts)
-    }  # the last twenty are not named
+    # The last twenty are not named.
+    files = {str(place): [path, part, None] for place, part in enumerate(parts)}
     folder = write_sweep(
         tmp_path / "sweep", steps("toy", [0.3, 0.8]), [Asked(dataset="animals", pictures={"files": files})]
     )
