@@ -50,7 +50,7 @@ def test_it_is_sound_shell(script: Path) -> None:
 
 
 def test_there_are_all() -> None:
-    assert [path.stem for path in SCRIPTS] == ["evaluate", "sweep", "train"]
+    assert [path.stem for path in SCRIPTS] == ["evaluate", "evaluate_array", "sweep", "train"]
 
 
 @pytest.mark.parametrize(
