@@ -37,13 +37,30 @@ def as_tensor(image: Image.Image) -> torch.Tensor:
     return torch.tensor(np.asarray(image)).permute(2, 0, 1)
 
 
-@pytest.mark.parametrize("size", [(40, 20), (20, 40), (17, 23), (5, 3)])
-def test_shortest_is_a_resize_of_the_short_side_and_a_centre_crop(size):
-    image = gradient(*size)
-    short = min(size)
-    left, top = (size[0] - short) / 2, (size[1] - short) / 2
-    expected = image.resize((8, 8), Image.Resampling.BICUBIC, box=(left, top, left + short, top + short))
-    assert torch.equal(preprocess()(image), as_tensor(expected))
+def noise(width: int, height: int) -> Image.Image:
+    values = np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(values)
+
+
+@pytest.mark.parametrize("size", [(40, 20), (20, 40), (17, 23), (5, 3), (60, 100), (64, 9)])
+@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
+def test_shortest_has_the_pixels_of_torchvision(size: tuple[int, int], interpolation: str) -> None:
+    """Resize scales the whole image, its long side rounded down; CenterCrop cuts at the rounded middle."""
+    image, short = noise(*size), min(size)
+    width, height = (int(8 * length / short) for length in size)
+    left, top = round((width - 8) / 2), round((height - 8) / 2)
+    whole = image.resize((width, height), Image.Resampling[interpolation.upper()])
+    expected = whole.crop((left, top, left + 8, top + 8))
+    assert torch.equal(preprocess(interpolation=interpolation)(image), as_tensor(expected))
+
+
+@pytest.mark.parametrize("size", [(16, 4000), (4000, 16)])
+def test_a_strip_is_cut_before_it_is_scaled(size: tuple[int, int]) -> None:
+    image, short = gradient(*size), min(size)
+    left, top = (round((int(8 * length / short) - 8) / 2) * 2 for length in size)
+    near = image.crop((left, top, left + short, top + short)).resize((8, 8), Image.Resampling.BICUBIC)
+    difference = preprocess()(image).int() - as_tensor(near).int()
+    assert difference.abs().max() <= 1
 
 
 def test_squash_keeps_every_edge():

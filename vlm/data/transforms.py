@@ -18,6 +18,8 @@ from vlm.data.images import Box, resample_box, upright_size
 from vlm.errors import ConfigError
 
 _RESIZE_MODES = ("shortest", "longest", "squash")
+_LONGEST = 8
+"""Times its short side, beyond which an image is not scaled whole to be cut."""
 _INTERPOLATIONS = tuple(mode.name.lower() for mode in Image.Resampling)
 
 
@@ -77,8 +79,22 @@ class Preprocess:
             return _to_tensor(canvas)
         if self.resize_mode == "squash":
             return _to_tensor(self.cut(image, _box(0.0, 0.0, width, height)))
-        short = min(width, height)
-        return _to_tensor(self.cut(image, _box((width - short) / 2, (height - short) / 2, short, short)))
+        return _to_tensor(self._middle(image, width, height))
+
+    def _middle(self, image: Image.Image, width: float, height: float) -> Image.Image:
+        """The square in the middle, with the very pixels of torchvision's Resize and CenterCrop.
+
+        Those scale the whole image to whole pixels, and cut at a whole pixel.
+        """
+        side, short = self.image_size, min(width, height)
+        scaled = int(side * width / short), int(side * height / short)
+        left, top = (round((length - side) / 2) for length in scaled)
+        if max(scaled) <= _LONGEST * side:
+            whole = self._resample(image, _box(0.0, 0.0, width, height), size=scaled)
+            return whole.crop((left, top, left + side, top + side))
+        # As near as rounding allows: all of a strip of one pixel by millions would not fit in memory.
+        across, down = width / scaled[0], height / scaled[1]
+        return self.cut(image, _box(left * across, top * down, side * across, side * down))
 
     def cut(self, image: Image.Image, box: Box) -> Image.Image:
         """Scale a part of an image (left, top, right, bottom) to the square, in RGB."""
