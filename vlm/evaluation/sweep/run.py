@@ -3,7 +3,7 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence, Set
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -87,8 +87,6 @@ class _Question:
     definition: Any
     identity: str
     """Digest of the definition, with the bytes of its files."""
-    error: str | None
-    """Why it cannot be asked."""
 
     def of(self, candidate: Candidate) -> Cell:
         return Cell(
@@ -134,7 +132,6 @@ def sweep(
     asked = _asked(definitions, settings)
     index, count = settings.part
     pairs = [(candidate, dataset) for candidate in candidates for dataset in asked][index::count]
-    errors = control.first_rank_does(lambda: _errors(asked, {dataset for _, dataset in pairs}))
     identities = control.first_rank_does(
         lambda: {dataset: digest_of(digests.of_definition(definitions[dataset].node)) for _, dataset in pairs}
     )
@@ -146,11 +143,10 @@ def sweep(
                 task=task,
                 definition=definitions[dataset].node,
                 identity=identities[dataset],
-                error=errors.get((dataset, number)),
             )
             for asking, dataset in pairs
             if asking is candidate
-            for number, task in enumerate(asked[dataset])
+            for task in asked[dataset]
         ]
         work.ask(candidate, questions)
     control.first_rank_does(lambda: write_table(folder))
@@ -173,18 +169,6 @@ def _asked(definitions: Mapping[str, Definition], settings: Settings) -> dict[st
     return found
 
 
-def _errors(asked: Mapping[str, list[Task]], datasets: Set[str]) -> dict[tuple[str, int], str]:
-    """By data set and number of the task, what is wrong with what an evaluator reads."""
-    found = {}
-    for dataset in datasets:
-        for number, task in enumerate(asked[dataset]):
-            try:
-                task.evaluator.check()
-            except VlmError as error:
-                found[dataset, number] = _said(error)
-    return found
-
-
 class _Sweep:
     """The work of one process."""
 
@@ -197,6 +181,7 @@ class _Sweep:
         self.control = control
         self.digests = digests
         self.summary = Summary()
+        self._checked: dict[str, str | None] = {}
 
     def ask(self, candidate: Candidate, questions: Sequence[_Question]) -> None:
         """Ask one checkpoint what it was not asked before."""
@@ -221,13 +206,23 @@ class _Sweep:
             cell = question.of(candidate)
             if not question.suits(spec):
                 continue
-            if question.error is not None:
-                self._fail(cell, question.error)
-            elif cell.fingerprint(self.folder) == question.fingerprint(candidate, self.settings):
+            if cell.fingerprint(self.folder) == question.fingerprint(candidate, self.settings):
                 self.summary.kept.append(cell)
+            elif error := self._wrong_with(question, cell):
+                self._fail(cell, error)
             else:
                 numbers.append(number)
         return numbers
+
+    def _wrong_with(self, question: _Question, cell: Cell) -> str | None:
+        """What is wrong with what an evaluator reads; looked at once, whoever is asked."""
+        if cell.stem not in self._checked:
+            try:
+                question.task.evaluator.check()
+                self._checked[cell.stem] = None
+            except VlmError as error:
+                self._checked[cell.stem] = _said(error)
+        return self._checked[cell.stem]
 
     def _embedder(self, candidate: Candidate, loaded: Loaded) -> CachedEmbedder:
         return CachedEmbedder(
