@@ -18,17 +18,7 @@ from vlm.inference.foreign import Given
 WORDS = ["a", "red", "green", "square", "circle", "big", "small"]
 EOT = len(WORDS) + 2
 VOCAB = EOT + 1
-NOTHING = Given(
-    model_config=None,
-    activation=None,
-    head_width=None,
-    mean=None,
-    std=None,
-    resize_mode=None,
-    interpolation=None,
-    background=None,
-    tokenizer_path=None,
-)
+NOTHING = Given()
 TEXTS = ["a red square", "big", "a small green circle a red square"]
 CONTEXT = 12
 TEXT = {

@@ -42,10 +42,12 @@ def suite_of(suite: Any, checkpoint: Path) -> "dict[str, Evaluator]":
     Raises:
         ConfigError: there are none.
     """
+    from vlm.inference import run_of
+
     evaluators = build_evaluators(suite) if suite else _of_training(checkpoint)
     if not evaluators:
         raise ConfigError(
-            f"suite is not set, and {_run_of(checkpoint)} was trained without one; try suite=zero_shot, or "
+            f"suite is not set, and {run_of(checkpoint)} was trained without one; try suite=zero_shot, or "
             "suite=vision for images alone"
         )
     return evaluators
@@ -53,8 +55,10 @@ def suite_of(suite: Any, checkpoint: Path) -> "dict[str, Evaluator]":
 
 def place_of(checkpoint: Path, *, weights: str = "model") -> Path:
     """Where the results of a checkpoint are written, unless asked for otherwise."""
+    from vlm.inference import run_of
+
     name = checkpoint.name if weights == "model" else f"{checkpoint.name}_{weights}"
-    return _run_of(checkpoint) / "evaluation" / name
+    return run_of(checkpoint) / "evaluation" / name
 
 
 def require_usable(
@@ -83,7 +87,7 @@ def score(
         values: `device`, `batch_size`, `num_workers` and `bf16` of the command.
     """
     from vlm.evaluation import check_parts, run_suite, write_report, write_results
-    from vlm.inference import Embedder, load
+    from vlm.inference import Embedder, load, run_of
 
     loaded = load(checkpoint, weights=weights, device=usable_device(values["device"]))
     check_parts(evaluators, loaded.model.spec)
@@ -97,15 +101,10 @@ def score(
     )
     results = run_suite(evaluators, embedder)
     if topology.is_main:
-        metrics_csv = _run_of(checkpoint) / "metrics.csv"
+        metrics_csv = run_of(checkpoint) / "metrics.csv"
         write_results(out, results, checkpoint=checkpoint, weights=weights)
         write_report(out, results, checkpoint=checkpoint, metrics_csv=metrics_csv, weights=weights)
     return results
-
-
-def _run_of(checkpoint: Path) -> Path:
-    """The run's folder, or the checkpoint's where it stands alone."""
-    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
 
 
 def _of_training(checkpoint: Path) -> "dict[str, Evaluator]":

@@ -1,8 +1,7 @@
 """Zero-shot classification of pictures with several labels each."""
 
 from collections.abc import Sequence
-from functools import cached_property
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64
@@ -10,15 +9,14 @@ from torch import Tensor
 
 from vlm.data import lookup
 from vlm.errors import DataError
-from vlm.evaluation.class_names import ClassNames, ClassSource
-from vlm.evaluation.evaluator import Result, parts, records_of, spread
+from vlm.evaluation.class_names import ClassNames
+from vlm.evaluation.evaluator import Result, parts, spread
 from vlm.evaluation.fields import Label
 from vlm.evaluation.labelled import numbered
 from vlm.evaluation.outcomes import outcomes
 from vlm.evaluation.ranking import expected_precision, scores
-from vlm.evaluation.truncation import share_truncated
-from vlm.evaluation.zero_shot import class_vectors, first_names, prompts_of, read_templates, refuse_unnamed
-from vlm.inference import Embedder, Pictures
+from vlm.evaluation.zero_shot import ByName, class_vectors, first_names, refuse_unnamed
+from vlm.inference import Embedder
 
 BLOCK_ENTRIES = 1 << 23
 """Scores held at once."""
@@ -26,7 +24,7 @@ NUM_EXAMPLES = 12
 NUM_GUESSES = 5
 
 
-class MultiLabelZeroShot:
+class MultiLabelZeroShot(ByName):
     """Mean average precision of finding the pictures of each class by its name, put into sentences.
 
     The average precision of a class is the mean, over its pictures, of the precision among all that score as
@@ -40,28 +38,6 @@ class MultiLabelZeroShot:
         templates: as those of `ZeroShot`.
     """
 
-    needs: ClassVar[frozenset[str]] = frozenset({"text"})
-
-    def __init__(
-        self, shards: Pictures, classes: ClassSource, *, label: str, templates: str | Sequence[str]
-    ) -> None:
-        self.shards = shards
-        self.classes = classes
-        self.label = label
-        self.templates = templates
-
-    @cached_property
-    def _names(self) -> ClassNames:
-        return self.classes.read()
-
-    @cached_property
-    def _sentences(self) -> list[str]:
-        return read_templates(self.templates)
-
-    def check(self) -> None:
-        self._labels(records_of(self.shards))
-        _ = self._sentences
-
     def __call__(self, embedder: Embedder) -> Result:
         images = embedder.images(self.shards)
         names, templates = self._names, self._sentences
@@ -73,9 +49,7 @@ class MultiLabelZeroShot:
         present = true.any(dim=0)
         relevant = true.sum(dim=0)[present]
         everything = torch.full_like(relevant, len(true))
-        first_name = {
-            own: name for name, own in reversed(list(zip(names.names, group.tolist(), strict=True)))
-        }
+        first_name = first_names(group, names)
         examples = _examples(images.features, vectors, group, true, names)
         return Result(
             task="multilabel_classification",
@@ -84,7 +58,7 @@ class MultiLabelZeroShot:
             num_samples=len(true),
             notes={
                 "num_absent": int((~present).sum()),
-                "truncated": share_truncated(prompts_of(names.names, templates), embedder, what="prompts"),
+                "truncated": self._truncated(embedder),
             },
             details={
                 "shards": parts(self.shards),
@@ -103,7 +77,7 @@ class MultiLabelZeroShot:
             ),
         )
 
-    def _labels(self, records: Sequence[dict[str, Any]]) -> list[list[Label]]:
+    def _labels(self, records: list[dict[str, Any]]) -> list[list[Label]]:
         found: list[list[Label]] = []
         for record in records:
             value = lookup(record, self.label)

@@ -16,7 +16,7 @@ from vlm import charts
 from vlm.data import Preprocess, data_uri
 from vlm.evaluation.evaluator import Result, pictures_at
 from vlm.files import replacing, writing
-from vlm.inference import Description, read_description, read_weights
+from vlm.inference import Description, read_description, read_weights, run_of
 
 PICTURE_SIZE = 128
 CJK = re.compile("[\u3400-\u9fff]")
@@ -88,7 +88,7 @@ def write_report(
         environment()
         .get_template("report.html.j2")
         .render(
-            run=checkpoint.parent.parent.name if checkpoint.parent.name == "checkpoints" else checkpoint.name,
+            run=run_of(checkpoint).name,
             step=description.step,
             facts=_facts(description, checkpoint, weights),
             created=datetime.now(UTC),

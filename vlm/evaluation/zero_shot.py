@@ -1,5 +1,6 @@
 """Zero-shot classification: which class name, put into sentences, is nearest to the picture."""
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -13,7 +14,7 @@ from vlm.errors import ConfigError, DataError
 from vlm.evaluation.class_names import ClassNames, ClassSource
 from vlm.evaluation.evaluator import Result, parts, records_of, spread
 from vlm.evaluation.fields import Label, label_of, read_text
-from vlm.evaluation.labelled import mean_per_class_recall, most_confused
+from vlm.evaluation.labelled import mean_per_class_recall, most_confused, numbered
 from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.ranking import Ranking, Relevant, chance_of_hit, group_sizes, rank_relevant, top_matches
 from vlm.evaluation.truncation import share_truncated
@@ -23,19 +24,8 @@ NUM_EXAMPLES = 12
 NUM_GUESSES = 3
 
 
-class ZeroShot:
-    """Accuracy of naming the class of each picture, with an ensemble of prompts a class.
-
-    Args:
-        shards: the data set.
-        classes: the class names and the label that each stands for; several may stand for one label, and
-            any of them is then right.
-        label: field of a sample that holds its label, such as `cls` or `json.concept`.
-        templates: sentences with `{c}` where the class name goes, or a text file with one a line.
-
-    Raises:
-        ConfigError: a template without `{c}`, or no template.
-    """
+class ByName(ABC):
+    """A classification by class names in sentences; arguments as of `ZeroShot`."""
 
     needs: ClassVar[frozenset[str]] = frozenset({"text"})
 
@@ -64,10 +54,33 @@ class ZeroShot:
         self._labels(records_of(self.shards))
         _ = self._sentences
 
+    @abstractmethod
+    def _labels(self, records: list[dict[str, Any]]) -> Sequence[Any]:
+        """What stands in the field `label` of each sample, checked."""
+
+    def _truncated(self, embedder: Embedder) -> float:
+        """The share of prompts that lose their end."""
+        return share_truncated(prompts_of(self._names.names, self._sentences), embedder, what="prompts")
+
+
+class ZeroShot(ByName):
+    """Accuracy of naming the class of each picture, with an ensemble of prompts a class.
+
+    Args:
+        shards: the data set.
+        classes: the class names and the label that each stands for; several may stand for one label, and
+            any of them is then right.
+        label: field of a sample that holds its label, such as `cls` or `json.concept`.
+        templates: sentences with `{c}` where the class name goes, or a text file with one a line.
+
+    Raises:
+        ConfigError: a template without `{c}`, or no template.
+    """
+
     def __call__(self, embedder: Embedder) -> Result:
         images = embedder.images(self.shards)
         classes = self._names
-        ids = {value: number for number, value in enumerate(dict.fromkeys(classes.labels))}
+        ids = numbered(classes.labels)
         class_group = torch.tensor([ids[value] for value in classes.labels])
         label = torch.tensor([ids[value] for value in self._labels(images.records)])
         vectors = class_vectors(embedder, classes.names, self._sentences)
@@ -79,11 +92,7 @@ class ZeroShot:
             metrics=metrics,
             chance=zero_shot_chance(label, class_group),
             num_samples=len(label),
-            notes={
-                "truncated": share_truncated(
-                    prompts_of(classes.names, self._sentences), embedder, what="prompts"
-                )
-            },
+            notes={"truncated": self._truncated(embedder)},
             details={
                 "shards": parts(self.shards),
                 "num_names": len(classes.names),

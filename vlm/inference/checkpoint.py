@@ -132,6 +132,11 @@ def verify(checkpoint: Path, names: Iterable[str] | None = None) -> None:
             raise CheckpointError(f"{path} was altered: its sha256 is not that of the file that was written")
 
 
+def run_of(checkpoint: Path) -> Path:
+    """The folder of its run, or its own where it stands alone."""
+    return checkpoint.parent.parent if checkpoint.parent.name == "checkpoints" else checkpoint
+
+
 def checkpoints_of(run: Path) -> list[Path]:
     """The checkpoints of a run folder by step, whole or damaged: one has its name only once it is written."""
     found = (

@@ -142,7 +142,7 @@ def _sha256(*tensors: Tensor) -> str:
     digest = hashlib.sha256()
     for tensor in tensors:
         digest.update(repr((tensor.dtype, tuple(tensor.shape))).encode())
-        digest.update(tensor.numpy().tobytes() if tensor.numel() else b"")
+        digest.update(tensor.contiguous().numpy().data)
     return digest.hexdigest()
 
 

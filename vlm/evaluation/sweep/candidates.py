@@ -13,7 +13,7 @@ from filelock import FileLock
 
 from vlm.errors import ConfigError, VlmError
 from vlm.evaluation.sweep.identity import digest_of
-from vlm.inference import DESCRIPTION, EMA, TOKENIZER, WEIGHTS, latest_checkpoint, read_description
+from vlm.inference import DESCRIPTION, EMA, TOKENIZER, WEIGHTS, latest_checkpoint, read_description, run_of
 from vlm.inference.foreign import Given, import_model
 
 logger = logging.getLogger(__name__)
@@ -151,8 +151,8 @@ def _of_path(path: Path, weights: str, imported: Path) -> Candidate | None:
 def _own(path: Path, weights: str, *, name: str | None = None) -> Candidate:
     description = read_description(path)
     file = EMA if weights == "ema" and EMA in description.files else WEIGHTS
-    in_run = path.parent.name == "checkpoints"
-    part = path.name if in_run else ""
+    run = run_of(path)
+    part = path.name if run != path else ""
     facts = {
         "files": {
             kept: description.files[kept]["sha256"] for kept in (file, TOKENIZER) if kept in description.files
@@ -161,7 +161,7 @@ def _own(path: Path, weights: str, *, name: str | None = None) -> Candidate:
         "preprocess": description.preprocess.to_mapping(),
     }
     return Candidate(
-        run=name or (path.parent.parent if in_run else path).absolute().name,
+        run=name or run.absolute().name,
         part=f"{part}_ema" if file == EMA else part,
         path=path,
         weights="ema" if file == EMA else "model",

@@ -15,6 +15,7 @@ from vlm.inference.checkpoint import (
     latest_checkpoint,
     read_config,
     read_description,
+    run_of,
 )
 from vlm.inference.load import Loaded, load
 from vlm.models import DualEncoder, ModelSpec, build_model
@@ -83,10 +84,9 @@ def read_source(run: str, *, weights: str) -> Source:
     checkpoint = latest_checkpoint(run).absolute()
     loaded = load(checkpoint, weights=weights)
     left_out = tuple(name for name in DECODERS if getattr(loaded.model.spec, name) is not None)
-    of_run = checkpoint.parent.name == "checkpoints"
     return Source(
         checkpoint=checkpoint,
-        name=checkpoint.parent.parent.name if of_run else checkpoint.name,
+        name=run_of(checkpoint).name,
         weights=weights,
         description=read_description(checkpoint),
         config=read_config(checkpoint),
