@@ -28,6 +28,10 @@ COLOURS = """colours:
 """
 
 
+LANGUAGES = {"coco": {"en"}, "flickr30k": {"en"}, "flickr30k_cn": {"zh"}, "coco_cn": {"zh"}, "muge": {"zh"}}
+"""Of data sets that have one alone."""
+
+
 @pytest.fixture
 def words(tmp_path: Path) -> list[str]:
     """Of a sweep over one checkpoint and a data set of the user's."""
@@ -123,10 +127,19 @@ def test_every_data_set_offers_questions(file: Path) -> None:
     nodes = OmegaConf.to_container(node, resolve=True)["datasets"]
     none = {"root": None, "names": None, "language": "en"}
     found = _definitions({"datasets": nodes, "clip_benchmark": none})
-    assert list(found) == [file.stem]
-    tasks = found[file.stem].dataset.tasks()
-    assert {task.language for task in tasks} - {None} == {"en", "zh"}
+    assert all(name.startswith(file.stem) for name in found)
+    tasks = [task for definition in found.values() for task in definition.dataset.tasks()]
+    assert {task.language for task in tasks} - {None} == LANGUAGES.get(file.stem, {"en", "zh"})
     assert {task.name for task in tasks} <= set(TASKS)
+
+
+def test_imagenet_has_a_name_for_each_class_in_both_languages() -> None:
+    node = OmegaConf.load(Path(config_dir(), "datasets", "imagenet.yaml"))["imagenet"]
+    english, chinese = (node.names[language].names for language in ("en", "zh"))
+    assert list(english) == list(chinese) and len(english) == 1000
+    assert (english.n01440764, chinese.n01440764) == ("tench", "丁鲷")
+    assert (english.n15075141, chinese.n15075141) == ("toilet paper", "卫生纸")
+    assert all(len(sentences) == 80 for own in node.templates.values() for sentences in own.values())
 
 
 def test_a_task_of_an_array_does_its_part() -> None:

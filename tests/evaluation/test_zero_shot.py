@@ -6,7 +6,7 @@ import torch
 from fake_embedder import FakeEmbedder
 
 from vlm.errors import ConfigError, DataError
-from vlm.evaluation import ClassesFromJson, ClassesFromText, ZeroShot
+from vlm.evaluation import ClassesFromJson, ClassesFromText, ClassesListed, ZeroShot
 from vlm.evaluation.zero_shot import class_vectors, read_templates, zero_shot_chance, zero_shot_metrics
 
 
@@ -61,6 +61,30 @@ def test_pictures_are_given_to_the_nearest_name(tmp_path: Path) -> None:
     assert result.metrics == {"acc1": 0.75, "mean_per_class_recall": pytest.approx((1 + 2 / 3) / 2)}
     assert result.num_samples == 4
     assert result.details["confused"] == [{"true": "dog", "guess": "cat", "count": 1}]
+
+
+def test_of_classes_that_share_a_name_the_first_is_given_the_picture() -> None:
+    classes = ClassesListed({"bomb": "missile", "glass": "sunglasses", "shades": ["sunglasses", "shades"]})
+    embedder = FakeEmbedder(
+        texts={"missile": [1.0, 0.0], "sunglasses": [0.0, 1.0], "shades": [-1.0, 0.0]},
+        images=[[1.0, 0.0], [0.1, 1.0], [0.1, 1.0], [-1.0, 0.5]],
+        records=[{"key": str(row), "cls": name} for row, name in enumerate(["bomb", "glass", "shades", "shades"])],
+    )
+    result = ZeroShot("x.tar", classes, label="cls", templates=["{c}"])(embedder)
+    assert result.metrics["acc1"] == 0.75
+    assert result.outcomes[0].values["acc1"].tolist() == [1, 1, 0, 1]
+    assert list(result.outcomes[0].answer) == ["missile", "sunglasses", "sunglasses", "sunglasses"]
+
+
+def test_listed_names_are_texts() -> None:
+    read = ClassesListed({"n01": "tench", 7: ["wolf", "grey wolf"]}).read()
+    assert (read.names, read.labels) == (["tench", "wolf", "grey wolf"], ["n01", 7, 7])
+    with pytest.raises(ConfigError, match=r"classes\.names is empty"):
+        ClassesListed({}).read()
+    listed = ClassesListed({"n01": "no"})
+    listed.__dict__["names"] = {"n01": False}  # what yaml makes of a bare no
+    with pytest.raises(ConfigError, match=r"classes\.names\.n01=False is no text; put it in quotes"):
+        listed.read()
 
 
 def test_any_name_of_a_label_is_right(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ from vlm.evaluation.class_names import (
     ClassesFromJsonLists,
     ClassesFromShards,
     ClassesFromText,
+    ClassesListed,
 )
 from vlm.evaluation.clip_benchmark import clip_benchmark
 from vlm.evaluation.compositional import Compositional
@@ -55,6 +56,7 @@ __all__ = [
     "ClassesFromJsonLists",
     "ClassesFromShards",
     "ClassesFromText",
+    "ClassesListed",
     "ClassificationData",
     "ClipBenchmarkData",
     "CocoImages",

@@ -1,6 +1,7 @@
 """Where the names of classes come from, and the label that each name stands for."""
 
 import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol, runtime_checkable
@@ -95,6 +96,27 @@ class ClassesFromJsonLists:
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DataError(f"{self.path}: {self.key!r} has to hold a list of names")
         return ClassNames(names=names, labels=list(range(len(names))))
+
+
+@dataclass(frozen=True)
+class ClassesListed:
+    """Names as they are written here: a mapping of labels to a name, or to several."""
+
+    names: Mapping[Label, str | Sequence[str]]
+
+    def read(self) -> ClassNames:
+        """Raises `ConfigError` where there is no name, or one is no text."""
+        pairs = [
+            (name, label)
+            for label, given in self.names.items()
+            for name in (given if isinstance(given, list | tuple) else [given])
+        ]
+        if not pairs:
+            raise ConfigError("classes.names is empty; give a label and its name for each class")
+        for name, label in pairs:
+            if not isinstance(name, str):
+                raise ConfigError(f"classes.names.{label}={name!r} is no text; put it in quotes")
+        return ClassNames(names=[name for name, _ in pairs], labels=[label for _, label in pairs])
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -85,6 +86,8 @@ class ZeroShot(ByName):
         label = torch.tensor([ids[value] for value in self._labels(images.records)])
         vectors = class_vectors(embedder, classes.names, self._sentences)
         ranking = rank_relevant(images.features, vectors, Relevant.of_groups(label, class_group))
+        rank = ranking.rank - namesakes(classes, class_group)[ranking.best]
+        ranking = replace(ranking, rank=rank)
         examples = _examples(images.features, vectors, ranking, class_group, classes)
         metrics = zero_shot_metrics(ranking.rank, label, num_names=len(classes.names))
         return Result(
@@ -126,6 +129,24 @@ def refuse_unnamed(
             f"{len({value for _, value in unknown})} labels are without; complete the list, or name another "
             "field by `label`"
         )
+
+
+def namesakes(classes: ClassNames, class_group: Int64[Tensor, " c"]) -> Int64[Tensor, " c"]:
+    """How many classes behind that of each name share the name: no model can tell these apart.
+
+    They score the same, and as equal scores they would stand before it: no picture of either class would be
+    right. The first of them is given the picture instead, so that half the pictures are, as where other
+    tools break ties by chance. ImageNet has two such names, `missile` and `sunglasses`.
+    """
+    groups = class_group.tolist()
+    labels: dict[str, dict[int, None]] = {}
+    for name, group in zip(classes.names, groups, strict=True):
+        labels.setdefault(name, {})[group] = None
+    place = {name: {group: row for row, group in enumerate(own)} for name, own in labels.items()}
+    behind = [
+        len(labels[name]) - 1 - place[name][group] for name, group in zip(classes.names, groups, strict=True)
+    ]
+    return torch.tensor(behind)
 
 
 def read_templates(templates: str | Sequence[str]) -> list[str]:
