@@ -10,7 +10,7 @@ import torch
 
 from vlm.data import ImageFile
 from vlm.distributed import Topology
-from vlm.inference import Decoding, Embedder, ImageEmbeddings
+from vlm.inference import Decoding, Embedder, ImageEmbeddings, TextEmbeddings
 
 GREEDY: dict[str, Any] = {
     "strategy": "greedy",
@@ -42,12 +42,14 @@ class FakeEmbedder(Embedder):
             torch.tensor(rows, dtype=torch.float32), [{"key": file.path} for file in files]
         )
 
-    def truncated(self, texts: Sequence[str]) -> float:
+    def texts(self, texts: Sequence[str], *, ensemble: int = 1) -> TextEmbeddings:
         """Texts of more than 20 characters are too long."""
-        return sum(len(text) > 20 for text in texts) / len(texts)
-
-    def texts(self, texts: Sequence[str]) -> torch.Tensor:
-        return torch.tensor([self.vectors[text] for text in texts], dtype=torch.float32)
+        vectors = torch.tensor([self.vectors[text] for text in texts], dtype=torch.float32)
+        means = torch.stack([own.mean(dim=0) for own in vectors.split(ensemble)])
+        return TextEmbeddings(
+            torch.nn.functional.normalize(means, dim=-1) if ensemble > 1 else vectors,
+            sum(len(text) > 20 for text in texts) / len(texts),
+        )
 
 
 class FakeSets(Embedder):

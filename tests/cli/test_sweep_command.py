@@ -136,7 +136,8 @@ def test_every_data_set_offers_questions(file: Path) -> None:
 def test_imagenet_has_a_name_for_each_class_in_both_languages() -> None:
     node = OmegaConf.load(Path(config_dir(), "datasets", "imagenet.yaml"))["imagenet"]
     english, chinese = (node.names[language].names for language in ("en", "zh"))
-    assert list(english) == list(chinese) and len(english) == 1000
+    assert list(english) == list(chinese)
+    assert len(english) == 1000
     assert (english.n01440764, chinese.n01440764) == ("tench", "丁鲷")
     assert (english.n15075141, chinese.n15075141) == ("toilet paper", "卫生纸")
     assert all(len(sentences) == 80 for own in node.templates.values() for sentences in own.values())

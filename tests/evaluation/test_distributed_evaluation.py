@@ -78,7 +78,7 @@ def evaluate_all(shards: str) -> dict[int, dict[str, Any]]:
         found[batch_size] = {
             "features": images.features.tolist(),
             "records": images.records,
-            "texts": embedder.texts(TEXTS).tolist(),
+            "texts": embedder.texts(TEXTS).features.tolist(),
             "metrics": {name: result.metrics for name, result in results.items()},
             "notes": {name: result.notes for name, result in results.items()},
             "text_only": {name: result.text_only for name, result in results.items()},

@@ -185,11 +185,11 @@ def test_what_was_killed_goes_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
     texts, calls = Embedder.texts, [0]
 
-    def dying(self: Embedder, asked: Any) -> Any:
+    def dying(self: Embedder, asked: Any, **how: Any) -> Any:
         calls[0] += 1
         if calls[0] == 4:
             raise Killed
-        return texts(self, asked)
+        return texts(self, asked, **how)
 
     monkeypatch.setattr(Embedder, "texts", dying)
     with pytest.raises(Killed):

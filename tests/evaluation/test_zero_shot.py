@@ -7,7 +7,7 @@ from fake_embedder import FakeEmbedder
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation import ClassesFromJson, ClassesFromText, ClassesListed, ZeroShot
-from vlm.evaluation.zero_shot import class_vectors, read_templates, zero_shot_chance, zero_shot_metrics
+from vlm.evaluation.zero_shot import read_templates, zero_shot_chance, zero_shot_metrics
 
 
 def test_metrics_equal_a_slow_count() -> None:
@@ -39,13 +39,6 @@ def test_chance_counts_every_name_of_a_label() -> None:
     assert chance["mean_per_class_recall"] == pytest.approx((3 / 6 + 1 / 6) / 2)
 
 
-def test_class_vector_is_the_renormalised_mean_of_its_prompts() -> None:
-    vectors = {"a cat": [1.0, 0.0], "cat": [0.0, 1.0], "a dog": [0.6, 0.8], "dog": [0.6, 0.8]}
-    embedder = FakeEmbedder(texts=vectors, images=[], records=[])
-    found = class_vectors(embedder, ["cat", "dog"], ["a {c}", "{c}"])
-    torch.testing.assert_close(found, torch.tensor([[0.5**0.5, 0.5**0.5], [0.6, 0.8]]))
-
-
 def zero_shot(folder: Path, *, label: str = "cls") -> ZeroShot:
     (folder / "classnames.txt").write_text("cat\ndog\n")
     return ZeroShot("x.tar", ClassesFromText(str(folder / "classnames.txt")), label=label, templates=["{c}"])
@@ -68,7 +61,9 @@ def test_of_classes_that_share_a_name_the_first_is_given_the_picture() -> None:
     embedder = FakeEmbedder(
         texts={"missile": [1.0, 0.0], "sunglasses": [0.0, 1.0], "shades": [-1.0, 0.0]},
         images=[[1.0, 0.0], [0.1, 1.0], [0.1, 1.0], [-1.0, 0.5]],
-        records=[{"key": str(row), "cls": name} for row, name in enumerate(["bomb", "glass", "shades", "shades"])],
+        records=[
+            {"key": str(row), "cls": name} for row, name in enumerate(["bomb", "glass", "shades", "shades"])
+        ],
     )
     result = ZeroShot("x.tar", classes, label="cls", templates=["{c}"])(embedder)
     assert result.metrics["acc1"] == 0.75

@@ -25,12 +25,13 @@ def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
 def test_vectors_and_records_come_in_the_order_of_the_data(shards: str) -> None:
     loaded = tiny_loaded()
     features, records = embedder(loaded, batch_size=4).images(shards)
-    texts = embedder(loaded, batch_size=4).texts(TEXTS)
+    texts, truncated = embedder(loaded, batch_size=4).texts(TEXTS)
     assert [record["key"] for record in records] == [f"{row:06d}" for row in range(13)]
     assert [record["cls"] for record in records] == [row % 4 for row in range(13)]
     with torch.no_grad():
         expected = torch.cat([loaded.model.encode_text(loaded.tokenizer([text])) for text in TEXTS])
     torch.testing.assert_close(texts, expected)
+    assert truncated == loaded.tokenizer.count_truncated(TEXTS) / len(TEXTS)
     assert features.shape == (13, 8)
     torch.testing.assert_close(features.norm(dim=1), torch.ones(13))
 
@@ -40,9 +41,23 @@ def test_equal_texts_are_encoded_once_and_have_one_vector(monkeypatch: pytest.Mo
     rows: list[int] = []
     encode = loaded.model.encode_text
     monkeypatch.setattr(loaded.model, "encode_text", lambda ids: (rows.append(len(ids)), encode(ids))[1])
-    vectors = embedder(loaded).texts(TEXTS)
+    vectors = embedder(loaded).texts(TEXTS).features
     assert sum(rows) == len(set(TEXTS))
     assert torch.equal(vectors[0], vectors[1])
+
+
+def test_the_vector_of_an_ensemble_is_the_mean_of_its_texts() -> None:
+    found = embedder(tiny_loaded())
+    each = found.texts(TEXTS).features
+    ensembles, truncated = found.texts(TEXTS, ensemble=5)
+    means = torch.stack([each[:5].mean(dim=0), each[5:].mean(dim=0)])
+    torch.testing.assert_close(ensembles, means / means.norm(dim=1, keepdim=True))
+    assert truncated == found.texts(TEXTS).truncated
+
+
+def test_texts_that_are_cut_are_counted_as_often_as_they_come() -> None:
+    long = "a very long text " * 9
+    assert embedder(tiny_loaded()).texts([long, "a", long, "b"]).truncated == 0.5
 
 
 def test_a_data_set_is_read_once_for_evaluations_in_turn(shards: str) -> None:

@@ -63,7 +63,12 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str]) -> Int64[Tensor, "n l"]:
         """Ids of `texts`, as wide as the longest of them."""
-        return pad_rows([encoding.ids for encoding in self._tokenizer.encode_batch_fast(list(texts))])
+        return self.tokenize(texts)[0]
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[Int64[Tensor, "n l"], list[bool]]:
+        """Ids of `texts`, and which of them lose their end to the context length."""
+        encodings = self._tokenizer.encode_batch_fast(list(texts))
+        return pad_rows([one.ids for one in encodings]), [bool(one.overflowing) for one in encodings]
 
     def encode(self, text: str) -> list[int]:
         """Ids of one text with its special tokens, at most `context_length`."""
@@ -86,7 +91,7 @@ class Tokenizer:
 
     def count_truncated(self, texts: Sequence[str]) -> int:
         """How many of `texts` lose their end to the context length."""
-        return sum(bool(encoding.overflowing) for encoding in self._tokenizer.encode_batch(list(texts)))
+        return sum(self.tokenize(texts)[1])
 
     def lengths(self, texts: Sequence[str]) -> list[int]:
         """Tokens of each text before it is cut, special tokens included."""

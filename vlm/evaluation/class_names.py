@@ -106,11 +106,9 @@ class ClassesListed:
 
     def read(self) -> ClassNames:
         """Raises `ConfigError` where there is no name, or one is no text."""
-        pairs = [
-            (name, label)
-            for label, given in self.names.items()
-            for name in (given if isinstance(given, list | tuple) else [given])
-        ]
+        pairs: list[tuple[Any, Label]] = []
+        for label, given in self.names.items():
+            pairs += [(name, label) for name in (given if isinstance(given, list | tuple) else [given])]
         if not pairs:
             raise ConfigError("classes.names is empty; give a label and its name for each class")
         for name, label in pairs:

@@ -50,7 +50,7 @@ class _Texts:
     @classmethod
     def of(cls, cases: Sequence[Case], embedder: Embedder) -> "_Texts":
         captions = dict.fromkeys(text for case in cases for text in (*case.true, *case.false))
-        return cls({text: row for row, text in enumerate(captions)}, embedder.texts(list(captions)))
+        return cls({text: row for row, text in enumerate(captions)}, embedder.texts(list(captions)).features)
 
 
 @dataclass(slots=True)

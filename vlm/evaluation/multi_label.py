@@ -15,7 +15,7 @@ from vlm.evaluation.fields import Label
 from vlm.evaluation.labelled import numbered
 from vlm.evaluation.outcomes import outcomes
 from vlm.evaluation.ranking import expected_precision, scores
-from vlm.evaluation.zero_shot import ByName, class_vectors, first_names, refuse_unnamed
+from vlm.evaluation.zero_shot import ByName, first_names, refuse_unnamed
 from vlm.inference import Embedder
 
 BLOCK_ENTRIES = 1 << 23
@@ -40,11 +40,11 @@ class MultiLabelZeroShot(ByName):
 
     def __call__(self, embedder: Embedder) -> Result:
         images = embedder.images(self.shards)
-        names, templates = self._names, self._sentences
+        names = self._names
         number = numbered(names.labels)
         group = torch.tensor([number[value] for value in names.labels])
         true = _one_hot(self._labels(images.records), number)
-        vectors = class_vectors(embedder, names.names, templates)
+        vectors, truncated = self._vectors(embedder)
         precision, best = _by_class(images.features, vectors, group, true)
         present = true.any(dim=0)
         relevant = true.sum(dim=0)[present]
@@ -58,7 +58,7 @@ class MultiLabelZeroShot(ByName):
             num_samples=len(true),
             notes={
                 "num_absent": int((~present).sum()),
-                "truncated": self._truncated(embedder),
+                "truncated": truncated,
             },
             details={
                 "shards": parts(self.shards),

@@ -14,7 +14,7 @@ from vlm.evaluation.evaluator import Result, parts, records_of, spread
 from vlm.evaluation.fields import captions_of
 from vlm.evaluation.outcomes import outcomes
 from vlm.evaluation.rank_correlation import area_under_curve, kendall, spearman
-from vlm.evaluation.truncation import share_truncated
+from vlm.evaluation.truncation import embedded
 from vlm.inference import Embedder, Pictures
 
 SCALE = 2.5
@@ -60,7 +60,7 @@ class PairScoring:
     def __call__(self, embedder: Embedder) -> Result:
         images = embedder.images(self.shards)
         pairs = self._pairs(images.records)
-        texts = embedder.texts(pairs.captions)
+        texts, truncated = embedded(pairs.captions, embedder, what="captions")
         rows = torch.split(torch.tensor(pairs.picture), BLOCK_ROWS)
         products = [
             (images.features[own].double() * text.double()).sum(dim=1).float()
@@ -77,7 +77,7 @@ class PairScoring:
             num_samples=len(images.records),
             notes={
                 "num_pairs": len(score),
-                "truncated": share_truncated(pairs.captions, embedder, what="captions"),
+                "truncated": truncated,
             },
             details={
                 "shards": parts(self.shards),

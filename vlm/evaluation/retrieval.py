@@ -15,7 +15,7 @@ from vlm.evaluation.fields import every_caption, label_of
 from vlm.evaluation.labelled import numbered
 from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.ranking import Relevant, chance_of_hit, rank_relevant, top_matches
-from vlm.evaluation.truncation import share_truncated
+from vlm.evaluation.truncation import embedded
 from vlm.inference import Embedder, Pictures
 
 RECALLS = (1, 5, 10)
@@ -78,7 +78,7 @@ class Retrieval:
     def __call__(self, embedder: Embedder) -> Result:
         images = embedder.images(self.shards)
         pairs = self._pairs(images.records)
-        texts = embedder.texts(pairs.captions)
+        texts, truncated = embedded(pairs.captions, embedder, what="captions")
         features = images.features
         searching = features if len(pairs.pictures) == len(features) else features[pairs.pictures]
         own = _first_captions(pairs, len(features))
@@ -94,7 +94,7 @@ class Retrieval:
             chance=retrieval_chance("image", pairs.of_captions.counts, num_items=len(features))
             | retrieval_chance("text", pairs.of_pictures.counts, num_items=len(texts)),
             num_samples=len(images.records),
-            notes={"truncated": share_truncated(pairs.captions, embedder, what="captions")},
+            notes={"truncated": truncated},
             details={
                 "shards": parts(self.shards),
                 "num_captions": len(pairs.captions),

@@ -1,9 +1,9 @@
-"""How many texts are longer than the model reads."""
+"""Vectors of texts, of which some may be longer than the model reads."""
 
 import logging
 from collections.abc import Sequence
 
-from vlm.inference import Embedder
+from vlm.inference import Embedder, TextEmbeddings
 
 NOTICED = 0.05
 """A share of texts that loses its end and is worth a warning."""
@@ -11,16 +11,17 @@ NOTICED = 0.05
 logger = logging.getLogger(__name__)
 
 
-def share_truncated(texts: Sequence[str], embedder: Embedder, *, what: str) -> float:
-    """The share of texts whose end the model does not see, warned of where it is large.
+def embedded(texts: Sequence[str], embedder: Embedder, *, what: str, ensemble: int = 1) -> TextEmbeddings:
+    """Vectors of texts, with a warning where the ends of many are not seen.
 
     Args:
         what: the texts are, for the warning.
+        ensemble: as of `Embedder.texts`.
     """
-    share = embedder.truncated(texts)
-    if share > NOTICED and embedder.topology.is_main:
+    found = embedder.texts(texts, ensemble=ensemble)
+    if found.truncated > NOTICED and embedder.topology.is_main:
         logger.warning(
             "%.0f %% of %d %s are longer than the context of the model, which does not read their ends",
-            *(100 * share, len(texts), what),
+            *(100 * found.truncated, len(texts), what),
         )
-    return share
+    return found

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Int64
+from jaxtyping import Int64
 from torch import Tensor
 
 from vlm.errors import ConfigError, DataError
@@ -18,8 +18,8 @@ from vlm.evaluation.fields import Label, label_of, read_text
 from vlm.evaluation.labelled import mean_per_class_recall, most_confused, numbered
 from vlm.evaluation.outcomes import Outcomes, outcomes
 from vlm.evaluation.ranking import Ranking, Relevant, chance_of_hit, group_sizes, rank_relevant, top_matches
-from vlm.evaluation.truncation import share_truncated
-from vlm.inference import Embedder, Pictures
+from vlm.evaluation.truncation import embedded
+from vlm.inference import Embedder, Pictures, TextEmbeddings
 
 NUM_EXAMPLES = 12
 NUM_GUESSES = 3
@@ -59,9 +59,10 @@ class ByName(ABC):
     def _labels(self, records: list[dict[str, Any]]) -> Sequence[Any]:
         """What stands in the field `label` of each sample, checked."""
 
-    def _truncated(self, embedder: Embedder) -> float:
-        """The share of prompts that lose their end."""
-        return share_truncated(prompts_of(self._names.names, self._sentences), embedder, what="prompts")
+    def _vectors(self, embedder: Embedder) -> TextEmbeddings:
+        """One unit vector for each name: the mean of those of its prompts."""
+        prompts = prompts_of(self._names.names, self._sentences)
+        return embedded(prompts, embedder, what="prompts", ensemble=len(self._sentences))
 
 
 class ZeroShot(ByName):
@@ -84,7 +85,7 @@ class ZeroShot(ByName):
         ids = numbered(classes.labels)
         class_group = torch.tensor([ids[value] for value in classes.labels])
         label = torch.tensor([ids[value] for value in self._labels(images.records)])
-        vectors = class_vectors(embedder, classes.names, self._sentences)
+        vectors, truncated = self._vectors(embedder)
         ranking = rank_relevant(images.features, vectors, Relevant.of_groups(label, class_group))
         rank = ranking.rank - namesakes(classes, class_group)[ranking.best]
         ranking = replace(ranking, rank=rank)
@@ -95,7 +96,7 @@ class ZeroShot(ByName):
             metrics=metrics,
             chance=zero_shot_chance(label, class_group),
             num_samples=len(label),
-            notes={"truncated": self._truncated(embedder)},
+            notes={"truncated": truncated},
             details={
                 "shards": parts(self.shards),
                 "num_names": len(classes.names),
@@ -166,15 +167,6 @@ def _checked(templates: Sequence[str], where: str) -> list[str]:
         if "{c}" not in template:
             raise ConfigError(f"{where}: {template!r} has no {{c}}, where the class name goes")
     return list(templates)
-
-
-def class_vectors(embedder: Embedder, names: Sequence[str], templates: Sequence[str]) -> Float[Tensor, "c d"]:
-    """One unit vector a class: the mean of the unit vectors of its prompts, renormalised.
-
-    Source: arXiv:2103.00020, section 3.1.4.
-    """
-    vectors = embedder.texts(prompts_of(names, templates)).reshape(len(names), len(templates), -1)
-    return torch.nn.functional.normalize(vectors.mean(dim=1), dim=-1)
 
 
 def prompts_of(names: Sequence[str], templates: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from vlm.inference.checkpoint import (
     versions,
 )
 from vlm.inference.decoding import Decoding
-from vlm.inference.embed import CaptionLine, Embedder, ImageEmbeddings, Patterns, Pictures
+from vlm.inference.embed import CaptionLine, Embedder, ImageEmbeddings, Patterns, Pictures, TextEmbeddings
 from vlm.inference.interpolate import Line, interpolate
 from vlm.inference.load import Loaded, load
 from vlm.inference.rebuild import Rebuilt
@@ -45,6 +45,7 @@ __all__ = [
     "Patterns",
     "Pictures",
     "Rebuilt",
+    "TextEmbeddings",
     "check_buildable",
     "checkpoints_of",
     "interpolate",

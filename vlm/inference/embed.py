@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from numpy import ndarray
 from torch import Tensor
+from torch.nn.functional import normalize
 from tqdm import tqdm
 
 from vlm.data import (
@@ -46,6 +47,15 @@ class ImageEmbeddings(NamedTuple):
     """fp32, on the CPU."""
     records: list[dict[str, Any]]
     """`key` and the decoded members of each sample (`txt`, `cls`, `json`), without the picture."""
+
+
+class TextEmbeddings(NamedTuple):
+    """Unit vectors of texts, or of ensembles of texts."""
+
+    features: Float[Tensor, "m d"]
+    """fp32, on the CPU."""
+    truncated: float
+    """The share of texts that are longer than the context, whose ends the model does not see."""
 
 
 class CaptionLine(NamedTuple):
@@ -134,8 +144,12 @@ class Embedder:
         """
         return self._embed(image_file_loader(files, **self._loading), num_images=len(files))
 
-    def texts(self, texts: Sequence[str]) -> Float[Tensor, "m d"]:
-        """Embed texts; fp32 on the CPU. Equal texts are encoded once and get the very same vector.
+    def texts(self, texts: Sequence[str], *, ensemble: int = 1) -> TextEmbeddings:
+        """Embed texts. Equal ones are encoded once and get the very same vector.
+
+        Args:
+            ensemble: so many texts after each other become one vector, the mean of theirs, normalised again
+                (arXiv:2103.00020, section 3.1.4).
 
         Raises:
             ConfigError: the model has no text tower.
@@ -143,26 +157,25 @@ class Embedder:
         tokenizer = self.loaded.tokenizer
         if tokenizer is None:
             raise ConfigError("the model has no text tower, and this evaluation compares images with texts")
-        position = {text: row for row, text in enumerate(dict.fromkeys(texts))}
-        distinct = list(position)
+        distinct = sorted(dict.fromkeys(texts), key=len)  # a batch is as wide as its longest
+        position = {text: row for row, text in enumerate(distinct)}
         batches = [
             distinct[start : start + self.batch_size] for start in range(0, len(distinct), self.batch_size)
         ]
         rank, world = self.topology.rank, self.topology.world_size
         rounds = range(rank, math.ceil(len(batches) / world) * world, world)
-        own: dict[int, np.ndarray[Any, Any]] = {}
+        own: dict[int, tuple[np.ndarray[Any, Any], list[bool]]] = {}
         with self._model() as (model, device):
             for number in self._rounds(rounds, "embedding texts", total=len(rounds)):
-                ids = tokenizer(batches[min(number, len(batches) - 1)])
-                own[number] = model.encode_text(ids.to(device)).float().cpu().numpy()
-        parts = {number: rows for part in gather_objects(own) for number, rows in part.items()}
-        vectors = np.concatenate([parts[number] for number in range(len(batches))])
-        return torch.from_numpy(vectors[[position[text] for text in texts]])
-
-    def truncated(self, texts: Sequence[str]) -> float:
-        """The share of texts that lose their end to the context length; 0 without a text tower."""
-        tokenizer = self.loaded.tokenizer
-        return 0.0 if tokenizer is None or not texts else tokenizer.count_truncated(texts) / len(texts)
+                ids, cut = tokenizer.tokenize(batches[min(number, len(batches) - 1)])
+                own[number] = model.encode_text(ids.to(device)).float().cpu().numpy(), cut
+        found = {number: part for parts in gather_objects(own) for number, part in parts.items()}
+        rows = [position[text] for text in texts]
+        vectors = torch.from_numpy(np.concatenate([found[number][0] for number in range(len(batches))])[rows])
+        if ensemble > 1:
+            vectors = normalize(vectors.reshape(-1, ensemble, vectors.shape[1]).mean(dim=1), dim=-1)
+        truncated = np.concatenate([found[number][1] for number in range(len(batches))])[rows]
+        return TextEmbeddings(vectors, float(truncated.mean()))
 
     def captions(self, pictures: Pictures, decoding: Decoding) -> list[str | None]:
         """A caption for each picture of a data set, in its order; None where it cannot be read.

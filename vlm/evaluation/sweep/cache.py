@@ -19,19 +19,19 @@ from vlm.data import ImageFile, open_shards
 from vlm.distributed import gather_objects
 from vlm.evaluation.sweep.identity import Digests, digest_of, status_of
 from vlm.files import replacing, writing
-from vlm.inference import Embedder, ImageEmbeddings
+from vlm.inference import Embedder, ImageEmbeddings, TextEmbeddings
 
 logger = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 
 
 @dataclass(frozen=True)
 class EmbeddingCache:
     """A folder of vectors, each file named by what made it; any number of processes may share it.
 
-    A file holds `vectors`, fp32 [rows, dim], and for pictures `records`, the json of their samples; its
-    metadata has the sha256 of both. A file that is damaged is made again.
+    A file holds `vectors`, fp32 [rows, dim], and as json `records`: of pictures their samples, of texts the
+    share that was cut. Its metadata has the sha256 of both; a file that is damaged is made again.
     """
 
     folder: Path
@@ -97,10 +97,16 @@ class CachedEmbedder(Embedder):
         self.work = Work()
         """Since this was set to a new one."""
 
-    def texts(self, texts: Sequence[str]) -> Tensor:
+    def texts(self, texts: Sequence[str], *, ensemble: int = 1) -> TextEmbeddings:
         """As `Embedder.texts`; lists that were embedded before are not encoded."""
-        name = self._named("texts", list(texts))
-        return self._kept("texts", name, lambda: (super(CachedEmbedder, self).texts(texts), []))[0]
+        make = super().texts
+
+        def made() -> tuple[Tensor, list[dict[str, Any]]]:
+            found = make(texts, ensemble=ensemble)
+            return found.features, [{"truncated": found.truncated}]
+
+        vectors, (about,) = self._kept("texts", self._named("texts", [ensemble, list(texts)]), made)
+        return TextEmbeddings(vectors, about["truncated"])
 
     def image_files(self, files: Sequence[ImageFile]) -> ImageEmbeddings:
         """As `Embedder.image_files`; those that were embedded before are not read."""
