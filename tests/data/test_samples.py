@@ -1,6 +1,8 @@
+import io
 import json
 import random
 from collections import Counter
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,6 +34,15 @@ def test_a_record_holds_key_and_text_members_decoded():
         "json": {"caption_en": "number 3", "caption_zh": ["第3号", "编号3"], "id": 3},
         "wnid": "n01",
     }
+
+
+@pytest.mark.parametrize(
+    ("array", "places"), [([0.0, 1.0, 1.0], [1, 2]), ([0, 0], []), ([0.5, 1.0], None), ([[0, 1]], None)]
+)
+def test_ones_of_an_array_are_the_classes_of_a_picture(array: list[Any], places: list[int] | None) -> None:
+    file = io.BytesIO()
+    np.save(file, np.array(array, np.float32))
+    assert decode_record(raw(npy=file.getvalue())).get("npy") == places
 
 
 @pytest.mark.parametrize("members", [{"json": b"{"}, {"cls": b"cat"}])

@@ -165,7 +165,7 @@ def read_images(shards: ShardSet, rows: Sequence[int]) -> list[Image.Image]:
     return [images[row] for row in rows]
 
 
-_TEXT = frozenset({"txt", "cls", "json"})
+_TEXT = frozenset({"txt", "cls", "json", "npy"})
 
 
 def _record(raw: RawSample) -> dict[str, Any]:

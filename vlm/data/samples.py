@@ -1,10 +1,12 @@
 """From the members of a raw sample to an image, a caption and a record."""
 
+import io
 import json
 import random
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 from PIL import Image
 
 from vlm.broken import Cause
@@ -50,6 +52,9 @@ def sample_image(raw: RawSample) -> Image.Image:
 def decode_record(raw: RawSample) -> dict[str, Any]:
     """Key and members that are no image: `json` parsed, `cls` an int, other text as stripped strings.
 
+    `npy`, where it is a vector of zeros and ones, is the list of the places of its ones: the classes of a
+    picture with several. Other arrays are left out.
+
     Raises:
         BrokenSampleError: the json or the cls cannot be parsed.
     """
@@ -57,10 +62,14 @@ def decode_record(raw: RawSample) -> dict[str, Any]:
     for extension, data in raw.members.items():
         if extension in IMAGE_EXTENSIONS:
             continue
+        if extension == "npy":
+            if (present := _places_of_ones(data)) is not None:
+                record[extension] = present
+            continue
         try:
             record[extension] = _decode(extension, data)
         except UnicodeDecodeError:
-            continue  # arrays and the like, which no record holds
+            continue  # bytes of other kinds, which no record holds
         except (ValueError, RecursionError) as error:
             message = f"its {extension} cannot be parsed: {error}"
             raise BrokenSampleError(message, Cause.UNREADABLE_TEXT) from error
@@ -114,6 +123,16 @@ def _decode(extension: str, data: bytes) -> Any:
     if extension == "json":
         return json.loads(text)
     return int(text) if extension == "cls" else text.strip()
+
+
+def _places_of_ones(data: bytes) -> list[int] | None:
+    try:
+        array = np.load(io.BytesIO(data), allow_pickle=False)
+    except (ValueError, EOFError, OSError):
+        return None
+    if not isinstance(array, np.ndarray) or array.ndim != 1 or not np.isin(array, (0, 1)).all():
+        return None
+    return [int(place) for place in array.nonzero()[0]]
 
 
 def _strings(value: Any) -> list[str]:

@@ -7,6 +7,7 @@ from pathlib import Path
 from vlm.errors import ConfigError
 from vlm.evaluation.class_names import ClassesFromText
 from vlm.evaluation.fields import read_text
+from vlm.evaluation.multi_label import MultiLabelZeroShot
 from vlm.evaluation.retrieval import Retrieval
 from vlm.evaluation.zero_shot import ZeroShot
 
@@ -20,7 +21,8 @@ class ClipBenchmarkFolder:
 
     `dataset_type.txt` says `retrieval` for image-text retrieval (captions in `txt`, one a line); any other
     folder is a classification with `classnames.txt`, `zeroshot_classification_templates.txt` and labels in
-    `cls`. The shards are `<split>/0.tar` and on, as many as `<split>/nshards.txt` says.
+    `cls`, or where the file says `multilabel` in `npy`, a zero or a one for each class. The shards are
+    `<split>/0.tar` and on, as many as `<split>/nshards.txt` says.
 
     Raises:
         ConfigError: on reading, where a file of the layout is missing.
@@ -30,11 +32,13 @@ class ClipBenchmarkFolder:
 
     @cached_property
     def kind(self) -> str:
-        """`classification` or `retrieval`."""
+        """`classification`, `multilabel` or `retrieval`."""
         file = self.root / "dataset_type.txt"
         kind = _read(file) if file.exists() else "classification"
-        if kind not in ("classification", "retrieval"):
-            raise ConfigError(f"{file} says {kind!r}; classification and retrieval are understood")
+        if kind not in ("classification", "multilabel", "retrieval"):
+            raise ConfigError(
+                f"{file} says {kind!r}; classification, multilabel and retrieval are understood"
+            )
         return kind
 
     @property
@@ -60,17 +64,20 @@ class ClipBenchmarkFolder:
         return [str(self.root / split / f"{number}.tar") for number in range(int(count))]
 
 
-def clip_benchmark(root: str, split: str) -> ZeroShot | Retrieval:
+def clip_benchmark(root: str, split: str) -> ZeroShot | MultiLabelZeroShot | Retrieval:
     """The evaluation that a folder describes, as `ClipBenchmarkFolder` reads it.
 
     Raises:
-        ConfigError: a file of the layout is missing, or the kind is not one of the two.
+        ConfigError: a file of the layout is missing, or the kind is none of the three.
     """
     folder = ClipBenchmarkFolder(Path(root))
     shards = folder.shards(split)
     if folder.kind == "retrieval":
         return Retrieval(shards, "txt", relevance=None)
-    return ZeroShot(shards, ClassesFromText(str(folder.names)), label="cls", templates=str(folder.templates))
+    classes, templates = ClassesFromText(str(folder.names)), str(folder.templates)
+    if folder.kind == "multilabel":
+        return MultiLabelZeroShot(shards, classes, label="npy", templates=templates)
+    return ZeroShot(shards, classes, label="cls", templates=templates)
 
 
 def _read(path: Path) -> str:

@@ -242,9 +242,11 @@ class ClipBenchmarkData:
         test = folder.shards("test")
         if folder.kind == "retrieval":
             return RetrievalData(pictures=test, captions={self.language: "txt"}).tasks()
+        several = folder.kind == "multilabel"
         return ClassificationData(
             test=test,
-            label="cls",
+            label="npy" if several else "cls",
+            several=several,
             names={self.language: ClassesFromText(str(folder.names))},
             templates={self.language: {"own": str(folder.templates)}},
             train=folder.shards("train") if folder.has("train") else None,
