@@ -44,7 +44,7 @@ def writing(path: Path, *, then: str = "make room and try again") -> Iterator[No
         raise OutputError(f"{where} cannot be written: {error.strerror or error}{advice}") from error
 
 
-def write_json(path: Path, content: Any, *, indent: int) -> None:
+def write_json(path: Path, content: Any, *, indent: int | None) -> None:
     """Write a file of json, whole or not at all.
 
     Raises:

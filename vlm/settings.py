@@ -213,8 +213,6 @@ class SweepSettings:
     cache: str | None = None
     paths: PathSettings = MISSING
     open_clip: Any = MISSING
-    part: int | None = None
-    parts: int | None = None
     device: str = MISSING
     batch_size: int = MISSING
     num_workers: int = MISSING

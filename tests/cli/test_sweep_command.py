@@ -1,4 +1,4 @@
-"""`vlm sweep`: data sets by name, parts of an array, and what is refused."""
+"""`vlm sweep`: data sets by name, and what is refused."""
 
 from pathlib import Path
 
@@ -8,7 +8,7 @@ from omegaconf import OmegaConf
 from tiny import save_tiny, write_tiny_shards
 from typed import said_by
 
-from vlm.cli.sweep import _definitions, _folders, _part
+from vlm.cli.sweep import _definitions, _folders
 from vlm.errors import ConfigError
 from vlm.evaluation.datasets import TASKS
 from vlm.settings import config_dir
@@ -141,18 +141,6 @@ def test_imagenet_has_a_name_for_each_class_in_both_languages() -> None:
     assert (english.n01440764, chinese.n01440764) == ("tench", "丁鲷")
     assert (english.n15075141, chinese.n15075141) == ("toilet paper", "卫生纸")
     assert all(len(sentences) == 80 for own in node.templates.values() for sentences in own.values())
-
-
-def test_a_task_of_an_array_does_its_part() -> None:
-    neither = {"part": None, "parts": None}
-    array = {"SLURM_ARRAY_TASK_MIN": "2", "SLURM_ARRAY_TASK_STEP": "2", "SLURM_ARRAY_TASK_COUNT": "4"}
-    assert _part(neither, {}) == (0, 1)
-    parts = [_part(neither, array | {"SLURM_ARRAY_TASK_ID": number}) for number in ("2", "4", "6", "8")]
-    assert parts == [(0, 4), (1, 4), (2, 4), (3, 4)]
-    assert _part({"part": 1, "parts": 3}, array) == (1, 3)
-    for wrong in ({"part": 3, "parts": 3}, {"part": 1, "parts": None}):
-        with pytest.raises(ConfigError, match="part"):
-            _part(wrong, {})
 
 
 @pytest.mark.parametrize(

@@ -4,26 +4,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from tiny import COLOURS, tiny_loaded, write_tiny_shards
+from clip_layout import write_layout
+from tiny import tiny_loaded
 
 from vlm.distributed import Topology
 from vlm.errors import ConfigError
 from vlm.evaluation import ClipBenchmarkData, MultiLabelZeroShot, Retrieval, ZeroShot, clip_benchmark
 from vlm.evaluation.zero_shot import read_templates
 from vlm.inference import Embedder
-
-
-def write_layout(root: Path, *, kind: str | None) -> None:
-    """A data set as CLIP_benchmark stores it: shards 0.tar, 1.tar, … without an index."""
-    write_tiny_shards(root / "written", num_samples=12)
-    (root / "test").mkdir()
-    for number, shard in enumerate(sorted((root / "written").glob("*.tar"))):
-        shard.rename(root / "test" / f"{number}.tar")
-    (root / "test" / "nshards.txt").write_text("3\n")
-    (root / "classnames.txt").write_text("\n".join(COLOURS) + "\n")
-    (root / "zeroshot_classification_templates.txt").write_text("a {c} square\n{c}\n")
-    if kind is not None:
-        (root / "dataset_type.txt").write_text(kind)
 
 
 def embedder() -> Embedder:

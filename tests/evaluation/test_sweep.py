@@ -2,14 +2,18 @@
 
 import json
 import logging
+import shutil
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
 import torch
+from clip_layout import write_layout
+from filelock import FileLock
 from gloo import run_gloo
 from PIL import Image
 from tiny import COLOURS, save_tiny, tiny_loaded, write_tiny_shards
@@ -19,9 +23,11 @@ from vlm.errors import CheckpointError, ConfigError, OutputError
 from vlm.evaluation import (
     CaseData,
     ClassificationData,
+    ClipBenchmarkData,
     Compositional,
     DataSet,
     ImageFolder,
+    ImageTable,
     NearestNeighbours,
     Retrieval,
     RetrievalData,
@@ -39,6 +45,7 @@ from vlm.evaluation.sweep import (
     sweep,
 )
 from vlm.evaluation.sweep import cache as cache_module
+from vlm.evaluation.sweep.identity import Digests
 from vlm.inference import Embedder
 
 NAMES = {"en": ["red", "green", "blue", "grey"], "zh": ["红", "绿", "蓝", "灰"]}
@@ -294,7 +301,8 @@ def folder_of_squares(folder: Path) -> Definition:
         names={"en": ClassesFromJsonLists(str(folder / "names.json"), "en")},
         templates={"en": {"plain": ["{c}"]}},
     )
-    return Definition([str(folder / "test"), str(folder / "train"), str(folder / "names.json")], data)
+    node = {"root": [str(folder / "test"), str(folder / "train")], "path": str(folder / "names.json")}
+    return Definition(node, data)
 
 
 def test_image_files_are_a_data_set_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -317,9 +325,9 @@ def test_image_files_are_a_data_set_too(tmp_path: Path, monkeypatch: pytest.Monk
     }
     cell = cells(tmp_path / "out")["tiny/step_00000001/folder.few_shot.json"]
     assert cell["main_metric"] == "few_shot_acc1@3"
-    files = cell["pictures"]["files"]
+    files = json.loads((tmp_path / "out" / cell["pictures"]["list"]).read_text())["files"]
     assert len(files) == 2 * len(COLOURS)
-    assert all(Path(path).is_file() for path, _, _ in files.values())
+    assert all(Path(path).is_file() for path, _, _ in files)
     forbid_towers(monkeypatch)
     assert len(swept("other").done) == len(found.done)
     assert numbers(tmp_path / "other") == numbers(tmp_path / "out")
@@ -380,12 +388,119 @@ def test_a_full_disk_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     assert not list((tmp_path / "cache" / "vectors").glob("*"))
 
 
-def test_parts_share_the_work(tmp_path: Path) -> None:
-    parts = [run(tmp_path, part=(index, 4)) for index in range(4)]
-    done = [str(cell) for part in parts for cell in part.done]
-    assert len(done) == len(set(done)) == 10
-    assert all(part.done for part in parts)
-    assert len(run(tmp_path).kept) == 10
+def test_what_another_process_is_at_is_left_to_it(tmp_path: Path) -> None:
+    place = tmp_path / "out" / "claims" / "tiny" / "step_00000001" / "squares.lock"
+    place.parent.mkdir(parents=True)
+    with FileLock(place):
+        found = run(tmp_path)
+    assert (len(found.done), found.elsewhere) == (9, ["tiny/step_00000001 squares"])
+    rest = run(tmp_path)
+    assert (len(rest.done), len(rest.kept), rest.elsewhere) == (1, 9, [])
+
+
+def test_tasks_of_an_array_begin_with_different_checkpoints(tmp_path: Path) -> None:
+    for first, step in ((0, 1), (1, 2), (5, 2)):
+        found = run(tmp_path, out=f"out_{first}", first=first)
+        assert found.done[0].checkpoint == f"tiny/step_{step:08d}"
+
+
+def test_an_old_number_goes_with_its_question(tmp_path: Path) -> None:
+    """A cell that fails now is no longer in the table, and one that is back is no longer failed."""
+    run(tmp_path)
+    names = tmp_path / "names.json"
+    before = names.read_text("utf-8")
+    names.write_text(json.dumps({"en": ["red"], "zh": NAMES["zh"]}))
+    assert len(run(tmp_path).failed) == 4
+    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert {row["language"] for row in rows if row["dataset"] == "colours"} == {"zh"}
+    assert not list((tmp_path / "out").rglob("cells/**/colours*en*"))
+    names.write_text(before)
+    assert len(run(tmp_path).done) == 6
+    assert not list((tmp_path / "out" / "failed").rglob("*.json"))
+
+
+def test_a_failure_of_before_is_forgotten(tmp_path: Path) -> None:
+    (first, *_) = run(tmp_path).done
+    failed = first.file(tmp_path / "out", "failed")
+    failed.parent.mkdir(parents=True)
+    failed.write_text("{}")
+    run(tmp_path)
+    assert not failed.exists()
+
+
+def test_one_data_set_that_cannot_be_read_leaves_the_others(tmp_path: Path) -> None:
+    two_steps(tmp_path)
+    sets = definitions(tmp_path)
+    sets["half"] = Definition(
+        {"root": str(tmp_path / "half")}, ClipBenchmarkData(root=str(tmp_path / "half"))
+    )
+    found = sweep(find(tmp_path), sets, tmp_path / "out", settings(tmp_path), Topology.current())
+    assert len(found.done) == 10
+    assert "nshards.txt is missing" in found.broken["half"]
+    with pytest.raises(ConfigError, match=r"nshards\.txt is missing"):
+        sweep(
+            find(tmp_path), {"half": sets["half"]}, tmp_path / "out", settings(tmp_path), Topology.current()
+        )
+
+
+def test_a_folder_is_the_same_after_it_was_read(tmp_path: Path) -> None:
+    """Reading shards leaves an index beside them, which is no part of the data set."""
+    two_steps(tmp_path)
+    folder = tmp_path / "layout"
+    write_layout(folder, kind=None)
+    assert not list((folder / "test").glob("*.index.parquet"))
+    sets = {"layout": Definition({"root": str(folder)}, ClipBenchmarkData(root=str(folder)))}
+    for done, kept in ((2, 0), (0, 2)):
+        found = sweep(find(tmp_path), sets, tmp_path / "out", settings(tmp_path), Topology.current())
+        assert (len(found.done), len(found.kept)) == (done, kept)
+    assert list((folder / "test").glob("*.index.parquet"))
+    (folder / "classnames.txt").write_text("\n".join([*COLOURS, "purple"]))
+    found = sweep(find(tmp_path), sets, tmp_path / "out", settings(tmp_path), Topology.current())
+    assert (len(found.done), len(found.kept)) == (2, 0)
+
+
+def test_other_pictures_under_the_names_of_a_table_are_noticed(tmp_path: Path) -> None:
+    two_steps(tmp_path)
+    table = tmp_path / "table.csv"
+    table.write_text("image,text\n0.png,a red square\n1.png,a blue square\n")
+    data = RetrievalData(pictures=ImageTable(str(table), images=None), captions={"en": "json.text"})
+    for colour, done in ((COLOURS["red"], 2), (COLOURS["red"], 0), (COLOURS["green"], 2)):
+        if done:
+            for number in range(2):
+                Image.new("RGB", (20 + number, 20), colour).save(tmp_path / f"{number}.png")
+        # What was read is remembered; another command reads anew.
+        sets = {"table": Definition({"pictures": {"path": str(table)}}, replace(data))}
+        found = sweep(find(tmp_path), sets, tmp_path / "out", settings(tmp_path), Topology.current())
+        assert len(found.done) == done, colour
+
+
+def test_a_word_that_is_called_like_a_folder_is_a_word(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    digests = Digests(tmp_path / "digests")
+    before = digests.of_data({"split": "test", "root": "test"}, object_of_no_fields())
+    (tmp_path / "test").mkdir()
+    (tmp_path / "test" / "a.txt").write_text("a")
+    after = digests.of_data({"split": "test", "root": "test"}, object_of_no_fields())
+    assert before[0] == {"split": "test", "root": "test"}
+    assert after[0]["split"] == "test"
+    assert [name for name, *_ in after[0]["root"]] == ["a.txt"]
+
+
+def object_of_no_fields() -> CaseData:
+    return CaseData(cases={})
+
+
+def test_a_checkpoint_that_is_deleted_meanwhile_leaves_the_others(tmp_path: Path) -> None:
+    two_steps(tmp_path)
+    found = find(tmp_path)()
+    shutil.rmtree(found[0].path)
+    swept = sweep(
+        lambda: found, definitions(tmp_path), tmp_path / "out", settings(tmp_path), Topology.current()
+    )
+    assert len(swept.done) == 5
+    assert {cell.checkpoint for cell in swept.failed} == {"tiny/step_00000001"}
 
 
 def test_a_model_is_not_asked_what_it_has_no_part_for(tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def main(config: DictConfig) -> None:
         batch_size=values["batch_size"],
         num_workers=values["num_workers"],
         bf16=values["bf16"],
-        part=_part(values, os.environ),
+        first=int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")),
     )
     with process_group() as topology:
         summary = sweep(
@@ -116,28 +116,18 @@ def _listed(values: Mapping[str, Any], key: str) -> list[str] | None:
     return [value] if isinstance(value, str) else [str(item) for item in value]
 
 
-def _part(values: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[int, int]:
-    """Which part of how many this process does; each task of a SLURM array does one."""
-    part, parts = values["part"], values["parts"]
-    if (part is None) != (parts is None):
-        raise ConfigError(f"part={part}, parts={parts}: set both, or neither")
-    if parts is None and "SLURM_ARRAY_TASK_ID" in environment:
-        first = int(environment.get("SLURM_ARRAY_TASK_MIN", "0"))
-        step = int(environment.get("SLURM_ARRAY_TASK_STEP", "1"))
-        part = (int(environment["SLURM_ARRAY_TASK_ID"]) - first) // step
-        parts = int(environment["SLURM_ARRAY_TASK_COUNT"])
-    if parts is None:
-        return 0, 1
-    if not 0 <= part < parts:
-        raise ConfigError(f"part={part} has to lie between 0 and parts={parts}, which is no part itself")
-    return part, parts
-
-
 def _tell(summary: "Summary", out: Path) -> None:
     print(
         f"{len(summary.done)} cells are done, {len(summary.kept)} were before, {len(summary.failed)} failed\n"
         f"table: {out / 'results.csv'}\npage:  vlm report sweep={out}"
     )
+    if summary.elsewhere:
+        print(f"left to other processes of this sweep: {', '.join(summary.elsewhere)}")
+    if summary.broken:
+        name, error = next(iter(summary.broken.items()))
+        raise FailedCellsError(
+            f"{len(summary.broken)} data sets cannot be read, as {name}: {error}; the others were asked"
+        )
     if summary.failed:
         cell, error = next(iter(summary.failed.items()))
         raise FailedCellsError(

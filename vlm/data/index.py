@@ -34,6 +34,7 @@ from vlm.files import DRAFT, replacing
 logger = logging.getLogger(__name__)
 
 SIZES = "sizes.json"
+INDEX_SUFFIX = ".index.parquet"
 _THREADS = 8
 _DELETE = "delete it to have the shards counted again"
 # A tar of so many samples would have terabytes of headers alone.
@@ -182,7 +183,7 @@ def stem(name: str) -> str:
 
 def offsets_name(name: str) -> str:
     """The file beside a tar that says where its samples begin."""
-    return f"{stem(name)}.index.parquet"
+    return f"{stem(name)}{INDEX_SUFFIX}"
 
 
 def _folder_sizes(folder: str, names: Sequence[str], remote: Remote) -> dict[str, int]:

@@ -289,7 +289,11 @@ class Embedder:
 
     def _embed_images(self, shards: Sequence[str]) -> ImageEmbeddings:
         shard_set = open_shards(shards, key="shards")
-        return self._embed(eval_loader(shard_set, **self._loading), num_images=shard_set.num_samples)
+        found = self._embed(
+            eval_loader(shard_set, unreadable=True, **self._loading), num_images=shard_set.num_samples
+        )
+        _refuse_unreadable(found.records, ", ".join(shards))
+        return found
 
     def _embed(self, loader: Iterable[EvalBatch], *, num_images: int) -> ImageEmbeddings:
         rows: list[np.ndarray[Any, Any]] = []
@@ -362,10 +366,11 @@ def _num_images(source: ShardSet | Sequence[ImageFile]) -> int:
     return source.num_samples if isinstance(source, ShardSet) else len(source)
 
 
-def _refuse_unreadable(records: Sequence[Mapping[str, Any]], pictures: ImageSource) -> None:
+def _refuse_unreadable(records: Sequence[Mapping[str, Any]], pictures: object) -> None:
+    """Of all ranks alike: one that stopped alone would leave the others waiting."""
     reasons = [record["unreadable"] for record in records if "unreadable" in record]
     if reasons:
         raise DataError(
             f"{len(reasons)} of {len(records)} pictures of {pictures} cannot be read; the first: {reasons[0]}"
             "; restore them, or leave them out of the list"
-        )
+        ).on_all_ranks()

@@ -17,13 +17,11 @@ from torch import Tensor
 
 from vlm.data import ImageFile, open_shards
 from vlm.distributed import gather_objects
-from vlm.evaluation.sweep.identity import Digests, digest_of, status_of
+from vlm.evaluation.sweep.identity import VECTORS, Digests, digest_of, status_of
 from vlm.files import replacing, writing
 from vlm.inference import Embedder, ImageEmbeddings, TextEmbeddings
 
 logger = logging.getLogger(__name__)
-
-_FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ class CachedEmbedder(Embedder):
         return ImageEmbeddings(*self._kept("images", name, lambda: make(shards)))
 
     def _named(self, kind: str, content: Any) -> str:
-        return f"{kind}_{digest_of([_FORMAT, kind, self.made_by, content])[:40]}"
+        return f"{kind}_{digest_of([VECTORS, kind, self.made_by, content])[:40]}"
 
     def _kept(
         self, kind: str, name: str, make: Callable[[], tuple[Tensor, list[dict[str, Any]]]]
@@ -138,7 +136,8 @@ class CachedEmbedder(Embedder):
         self.work.cached[kind] &= kept is not None
         if kept is None:
             kept = make()
-            if self.topology.is_main:
+            # A file that could not be read may be back the next time.
+            if self.topology.is_main and not any("unreadable" in record for record in kept[1]):
                 self.cache.write(name, *kept)
         self.work.seconds[kind] += time.perf_counter() - begin
         return kept

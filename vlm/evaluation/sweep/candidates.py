@@ -15,6 +15,7 @@ from vlm.errors import ConfigError, VlmError
 from vlm.evaluation.sweep.identity import digest_of
 from vlm.inference import DESCRIPTION, EMA, TOKENIZER, WEIGHTS, latest_checkpoint, read_description, run_of
 from vlm.inference.foreign import Given, import_model
+from vlm.models import ModelSpec
 
 logger = logging.getLogger(__name__)
 
@@ -33,6 +34,7 @@ class Candidate:
     weights: str
     """As `load` takes them."""
     step: int
+    model: ModelSpec
     sha256: str
     """Of the weights."""
     made_by: str
@@ -166,6 +168,7 @@ def _own(path: Path, weights: str, *, name: str | None = None) -> Candidate:
         path=path,
         weights="ema" if file == EMA else "model",
         step=description.step,
+        model=description.model,
         sha256=description.files[file]["sha256"],
         made_by=digest_of(facts),
     )

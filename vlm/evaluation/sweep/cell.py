@@ -18,7 +18,7 @@ from vlm.evaluation.outcomes import Outcomes
 from vlm.files import replacing, write_json, writing
 
 FORMAT = 1
-_AGAIN = "make room and type the same command again, it goes on"
+AGAIN = "make room and type the same command again, it goes on"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -63,10 +63,10 @@ class Cell:
             OutputError: it cannot be written.
         """
         path, outcomes = self.file(folder), self.file(folder, ending=".outcomes.parquet")
-        with writing(path, then=_AGAIN):
+        with writing(path, then=AGAIN):
             path.parent.mkdir(parents=True, exist_ok=True)
         if result.outcomes:
-            with writing(outcomes, then=_AGAIN), replacing(outcomes) as draft:
+            with writing(outcomes, then=AGAIN), replacing(outcomes) as draft:
                 pq.write_table(_table(result.outcomes), draft)
         named = asdict(self) | {"checkpoint": about["checkpoint"]}
         content = {
@@ -83,12 +83,18 @@ class Cell:
             **about,
         }
         write_json(path, content, indent=1)
+        self.forget_failure(folder)
+
+    def forget_failure(self, folder: Path) -> None:
+        """Of a cell that is finished."""
         self.file(folder, "failed").unlink(missing_ok=True)
 
     def write_failure(self, folder: Path, error: str) -> None:
-        """Write why there is no such cell."""
+        """Write why there is no such cell; one that was there before answered something else."""
+        self.file(folder).unlink(missing_ok=True)
+        self.file(folder, ending=".outcomes.parquet").unlink(missing_ok=True)
         path = self.file(folder, "failed")
-        with writing(path, then=_AGAIN):
+        with writing(path, then=AGAIN):
             path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"format": FORMAT, "cell": asdict(self), "error": error}, indent=1)
 

@@ -4,14 +4,22 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from glob import glob
 from pathlib import Path
 from typing import Any
 
+from vlm.data import ImageSource
+from vlm.data.index import INDEX_SUFFIX, SIZES
 from vlm.data.remote import PIPE
 from vlm.data.sources import expand_shards
 from vlm.errors import OutputError, VlmError
 from vlm.files import write_json
+
+VECTORS = 2
+"""Raised with every change of this package that makes other vectors of the same files: of how pictures are
+decoded and cut, or texts tokenized."""
+
+_FOLDERS = frozenset({"root", "images"})
+"""The keys that name folders; elsewhere a word may be called like one by chance."""
 
 
 def digest_of(value: Any) -> str:
@@ -30,27 +38,34 @@ class Digests:
         self.folder = folder
         self._known: dict[str, str] = {}
 
-    def of_definition(self, node: Any) -> Any:
-        """A definition with the digest of its bytes in the place of each path that it names.
+    def of_data(self, node: Any, dataset: Any) -> Any:
+        """A definition, the bytes of the files that it names, and what lies in its folders.
 
-        A folder is the names, sizes and times of what lies in it; an address stays what it is.
+        Args:
+            node: the values that the data set was made from.
+            dataset: of its sources of image files, the name, size and time of each file count.
         """
+        sources = [value for value in vars(dataset).values() if isinstance(value, ImageSource)]
+        return [self._of_node(node, key=""), [_statuses(source) for source in sources]]
+
+    def _of_node(self, node: Any, *, key: str) -> Any:
+        """A folder under one of the keys of folders is the names, sizes and times of what lies in it."""
         if isinstance(node, Mapping):
-            return {str(key): self.of_definition(value) for key, value in node.items()}
+            return {str(name): self._of_node(value, key=str(name)) for name, value in node.items()}
         if isinstance(node, list | tuple):
-            return [self.of_definition(value) for value in node]
-        return self.of_path(node) if isinstance(node, str) else node
+            return [self._of_node(value, key=key) for value in node]
+        if not isinstance(node, str):
+            return node
+        return _listing(node) if key in _FOLDERS and os.path.isdir(node) else self.of_path(node)
 
     def of_path(self, text: str) -> Any:
-        """What a text names: one file, several by a pattern, a folder; or the text itself."""
+        """The digests of what a text names, one file or several by a pattern; or the text itself."""
         if "://" in text or text.startswith(PIPE) or ("/" not in text and not _exists(text)):
             return text
-        if Path(text).is_dir():
-            return _listing(Path(text))
         try:
-            paths = [text] if Path(text).is_file() else list(expand_shards(text, key="data"))
+            paths = [text] if os.path.isfile(text) else list(expand_shards(text, key="data"))
         except (VlmError, OSError, ValueError):
-            return text  # a sentence with a stroke, or an address that is asked later
+            return text  # a sentence with a stroke, a folder, or an address that is asked later
         return [self.of_file(path) if os.path.isfile(path) else path for path in paths]
 
     def of_file(self, path: str) -> str:
@@ -91,16 +106,25 @@ def status_of(path: str) -> list[int]:
 
 def _exists(text: str) -> bool:
     try:
-        return Path(text).exists()
-    except (OSError, ValueError):  # a sentence may be too long for a name
+        return os.path.isfile(text)
+    except ValueError:  # a zero byte
         return False
 
 
-def _listing(folder: Path) -> list[Any]:
-    """Of every file below a folder its name, size and time of change."""
-    paths = (Path(path) for path in glob(str(folder / "**"), recursive=True))
-    return sorted(
-        [path.relative_to(folder).as_posix(), status.st_size, status.st_mtime_ns]
-        for path in paths
-        if path.is_file() and (status := path.stat())
+def _listing(folder: str) -> list[Any]:
+    """Name, size and time of change of every file below a folder, without what reading leaves there."""
+    paths = (
+        os.path.join(parent, name)
+        for parent, folders, names in os.walk(folder)
+        for name in names
+        if not name.startswith(".") and name != SIZES and not name.endswith(INDEX_SUFFIX)
     )
+    return sorted([os.path.relpath(path, folder), *status_of(path)] for path in paths)
+
+
+def _statuses(source: ImageSource) -> list[Any]:
+    try:
+        files = source.read().files
+    except VlmError:
+        return []  # the question will say what is missing
+    return [[os.path.basename(file.path), *file[1:], *status_of(file.path)] for file in files]

@@ -3,10 +3,14 @@
 import logging
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 from vlm.data import ImageSource
 from vlm.distributed import ControlGroup, Topology
@@ -15,10 +19,11 @@ from vlm.evaluation.datasets import TASKS, DataSet, Task
 from vlm.evaluation.evaluator import Result
 from vlm.evaluation.sweep.cache import CachedEmbedder, EmbeddingCache, Work
 from vlm.evaluation.sweep.candidates import Candidate
-from vlm.evaluation.sweep.cell import FORMAT, Cell, main_metric
-from vlm.evaluation.sweep.identity import Digests, digest_of
+from vlm.evaluation.sweep.cell import AGAIN, FORMAT, Cell, main_metric
+from vlm.evaluation.sweep.identity import VECTORS, Digests, digest_of
 from vlm.evaluation.sweep.table import write_table
-from vlm.inference import Loaded, load, read_description, versions
+from vlm.files import write_json, writing
+from vlm.inference import Loaded, load, versions
 from vlm.models import ModelSpec
 
 logger = logging.getLogger(__name__)
@@ -33,8 +38,8 @@ class Settings:
         languages: of questions with words, those that are asked; None: all.
         cache: the folder of vectors, which sweeps may share.
         device, batch_size, num_workers, bf16: as of `Embedder`.
-        part: number of this part, from 0, and how many parts there are: each takes every so manieth pair of a
-            checkpoint and a data set.
+        first: of the checkpoints, the one to begin with, counted round and round; processes that begin with
+            different ones rarely load the same.
 
     Raises:
         ConfigError: there is no such task.
@@ -47,7 +52,7 @@ class Settings:
     batch_size: int
     num_workers: int
     bf16: bool
-    part: tuple[int, int] = (0, 1)
+    first: int = 0
 
     def __post_init__(self) -> None:
         for task in self.tasks or ():
@@ -70,12 +75,16 @@ class Definition:
 
 @dataclass(kw_only=True)
 class Summary:
-    """What became of the cells of this part."""
+    """What became of the cells."""
 
     done: list[Cell] = field(default_factory=list)
     kept: list[Cell] = field(default_factory=list)
     """Finished before."""
     failed: dict[Cell, str] = field(default_factory=dict)
+    broken: dict[str, str] = field(default_factory=dict)
+    """Data sets of which not even the questions could be read."""
+    elsewhere: list[str] = field(default_factory=list)
+    """Checkpoints and data sets that another process is at."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -99,7 +108,7 @@ class _Question:
 
     def fingerprint(self, candidate: Candidate, settings: Settings) -> str:
         asked = [self.task.name, self.task.language, self.task.templates]
-        return digest_of([FORMAT, candidate.made_by, settings.bf16, self.identity, asked])
+        return digest_of([FORMAT, VECTORS, candidate.made_by, settings.bf16, self.identity, asked])
 
     def suits(self, spec: ModelSpec) -> bool:
         """Whether a model has the parts that are asked about."""
@@ -116,46 +125,55 @@ def sweep(
     """Compute the cells that are not there yet, and write the table of all; called on every rank.
 
     A cell that cannot be computed is written down as failed, and the others go on. Whatever ends the work,
-    finished cells stay, and the same call does the rest.
+    finished cells stay, and the same call does the rest. Any number of processes may share a folder: what one
+    is at, the others leave to it.
 
     Args:
         find: the checkpoints; called on the first rank.
         definitions: of the data sets, by name.
 
     Raises:
-        ConfigError: nothing is asked, or a data set's definition is wrong.
+        ConfigError: nothing is asked.
         OutputError: the disk is full.
     """
     control = ControlGroup()
     digests = Digests(settings.cache / "digests")
     candidates = control.first_rank_does(find)
-    asked = _asked(definitions, settings)
-    index, count = settings.part
-    pairs = [(candidate, dataset) for candidate in candidates for dataset in asked][index::count]
-    identities = control.first_rank_does(
-        lambda: {dataset: digest_of(digests.of_definition(definitions[dataset].node)) for _, dataset in pairs}
-    )
     work = _Sweep(folder, settings, topology, control, digests)
-    for candidate in candidates:
-        questions = [
-            _Question(
-                dataset=dataset,
-                task=task,
-                definition=definitions[dataset].node,
-                identity=identities[dataset],
-            )
-            for asking, dataset in pairs
-            if asking is candidate
-            for task in asked[dataset]
+    asked = control.first_rank_does(lambda: _asked(definitions, settings, work.summary.broken))
+    identities = control.first_rank_does(
+        lambda: {
+            name: digest_of(digests.of_data(definitions[name].node, definitions[name].dataset))
+            for name in asked
+        }
+    )
+    questions = {
+        name: [
+            _Question(dataset=name, task=task, definition=definitions[name].node, identity=identities[name])
+            for task in tasks
         ]
+        for name, tasks in asked.items()
+    }
+    start = settings.first % len(candidates)
+    for candidate in candidates[start:] + candidates[:start]:
         work.ask(candidate, questions)
     control.first_rank_does(lambda: write_table(folder))
     return work.summary
 
 
-def _asked(definitions: Mapping[str, Definition], settings: Settings) -> dict[str, list[Task]]:
-    """The questions about each data set."""
-    offered = {name: definition.dataset.tasks() for name, definition in definitions.items()}
+def _asked(
+    definitions: Mapping[str, Definition], settings: Settings, broken: dict[str, str]
+) -> dict[str, list[Task]]:
+    """The questions about each data set; what is wrong with one goes into `broken`."""
+    offered: dict[str, list[Task]] = {}
+    for name, definition in definitions.items():
+        try:
+            offered[name] = definition.dataset.tasks()
+        except VlmError as error:
+            if len(definitions) == 1:
+                raise
+            logger.warning("data set %s is left out: %s", name, error)
+            broken[name] = _said(error)
     asked = {name: [task for task in tasks if settings.asks(task)] for name, tasks in offered.items()}
     found = {name: tasks for name, tasks in asked.items() if tasks}
     if not found:
@@ -183,30 +201,62 @@ class _Sweep:
         self.summary = Summary()
         self._checked: dict[str, str | None] = {}
 
-    def ask(self, candidate: Candidate, questions: Sequence[_Question]) -> None:
-        """Ask one checkpoint what it was not asked before."""
-        spec = self.control.first_rank_does(lambda: read_description(candidate.path).model)
-        open_ones = self.control.first_rank_does(lambda: self._open(candidate, questions, spec))
-        if not open_ones:
-            return
-        try:
-            loaded = load(candidate.path, weights=candidate.weights, device=self.settings.device)
-        except VlmError as error:
-            for number in open_ones:
-                self._fail(questions[number].of(candidate), _said(error))
-            return
-        embedder = self._embedder(candidate, loaded)
-        for number in open_ones:
-            self._ask_one(candidate, questions[number], embedder)
+    def ask(self, candidate: Candidate, questions: Mapping[str, Sequence[_Question]]) -> None:
+        """Ask one checkpoint what it was not asked before, by data set."""
+        embedder: CachedEmbedder | None = None
+        unusable: str | None = None
+        for dataset, asked in questions.items():
+            with self._claimed(candidate, dataset) as ours:
+                if not ours:
+                    self.summary.elsewhere.append(f"{candidate.name} {dataset}")
+                    continue
+                numbers = self.control.first_rank_does(partial(self._open, candidate, asked))
+                if numbers and embedder is None and unusable is None:
+                    embedder, unusable = self._load(candidate)
+                for number in numbers:
+                    if embedder is not None:
+                        self._ask_one(candidate, asked[number], embedder)
+                    else:
+                        self._fail(asked[number].of(candidate), str(unusable))
 
-    def _open(self, candidate: Candidate, questions: Sequence[_Question], spec: ModelSpec) -> list[int]:
+    @contextmanager
+    def _claimed(self, candidate: Candidate, dataset: str) -> Iterator[bool]:
+        """Whether no other process is at this pair; none will be within."""
+        place = self.folder / "claims" / candidate.name / f"{dataset}.lock"
+        lock = FileLock(place, timeout=0)
+        ours = self.control.first_rank_does(lambda: _taken(lock))
+        try:
+            yield ours
+        finally:
+            lock.release()  # of the first rank alone; the system does it for a process that is killed
+
+    def _load(self, candidate: Candidate) -> tuple[CachedEmbedder | None, str | None]:
+        """A checkpoint ready to embed, or why no rank can."""
+        found: list[Loaded] = []
+
+        def work() -> None:
+            found.append(load(candidate.path, weights=candidate.weights, device=self.settings.device))
+
+        try:
+            self.control.each_rank_does(work)
+        except VlmError as error:
+            return None, _said(error)
+        except Exception as error:
+            if self.topology.world_size > 1:
+                raise  # the other ranks wait
+            logger.warning("%s", traceback.format_exc())
+            return None, _said(error)
+        return self._embedder(candidate, found[0]), None
+
+    def _open(self, candidate: Candidate, questions: Sequence[_Question]) -> list[int]:
         """Numbers of the questions that are to be asked now."""
         numbers = []
         for number, question in enumerate(questions):
             cell = question.of(candidate)
-            if not question.suits(spec):
+            if not question.suits(candidate.model):
                 continue
             if cell.fingerprint(self.folder) == question.fingerprint(candidate, self.settings):
+                cell.forget_failure(self.folder)
                 self.summary.kept.append(cell)
             elif error := self._wrong_with(question, cell):
                 self._fail(cell, error)
@@ -256,6 +306,7 @@ class _Sweep:
         seconds = {**embedder.work.seconds, "total": time.perf_counter() - begin}
         about = _about(candidate, question, result, embedder)
         about |= {
+            "pictures": self.control.first_rank_does(lambda: self._pictures(result.details)),
             "seconds": {name: round(value, 3) for name, value in seconds.items()},
             "cached": embedder.work.cached,
             "fingerprint": question.fingerprint(candidate, self.settings),
@@ -265,6 +316,23 @@ class _Sweep:
         if self.topology.is_main:
             metric = main_metric(cell.task, result.metrics)
             logger.info("%s: %s %.4f, %.1f s", cell, metric, result.metrics[metric], seconds["total"])
+
+    def _pictures(self, details: Mapping[str, Any]) -> dict[str, Any]:
+        """Where a report finds the pictures of outcomes: those of the first data set, which was asked about.
+
+        Image files are listed once for all cells.
+        """
+        given = details["shards"]
+        pictures = [given] if isinstance(given, str | ImageSource) else list(given)
+        if not isinstance(pictures[0], ImageSource):
+            return {"shards": [part for part in pictures if isinstance(part, str)]}
+        files = [list(file) for file in pictures[0].read().files]
+        name = f"pictures/{digest_of(files)[:24]}.json"
+        if not (self.folder / name).is_file():
+            with writing(self.folder / name, then=AGAIN):
+                (self.folder / "pictures").mkdir(parents=True, exist_ok=True)
+            write_json(self.folder / name, {"files": files}, indent=None)
+        return {"list": name}
 
     def _fail(self, cell: Cell, error: str) -> None:
         self.summary.failed[cell] = error
@@ -295,18 +363,22 @@ def _about(
         "counts": {"samples": result.num_samples, **counted},
         "data": question.definition,
         "data_sha256": question.identity,
-        "pictures": _pictures(result.details),
         "versions": versions(),
     }
 
 
-def _pictures(details: Mapping[str, Any]) -> dict[str, Any]:
-    """Where a report finds the pictures of outcomes: those of the first data set, which was asked about."""
-    given = details["shards"]
-    pictures = [given] if isinstance(given, str | ImageSource) else list(given)
-    if isinstance(pictures[0], ImageSource):
-        return {"files": {str(place): list(file) for place, file in enumerate(pictures[0].read().files)}}
-    return {"shards": [part for part in pictures if isinstance(part, str)]}
+def _taken(lock: FileLock) -> bool:
+    with writing(Path(lock.lock_file), then=AGAIN):
+        Path(lock.lock_file).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        lock.acquire()
+    except Timeout:
+        return False
+    except (OSError, NotImplementedError) as error:
+        logger.warning(
+            "%s cannot be locked (%s): another process may do the same work", lock.lock_file, error
+        )
+    return True
 
 
 def _said(error: Exception) -> str:

@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.csv as pacsv
 import pyarrow.parquet as pq
+from filelock import FileLock
 
 from vlm.evaluation.sweep.cell import FORMAT
 from vlm.files import replacing, writing
@@ -34,12 +35,15 @@ def write_table(folder: Path) -> int:
     Raises:
         OutputError: they cannot be written.
     """
-    rows = [row for cell in read_cells(folder) for row in _rows(cell)]
-    table = pa.Table.from_pylist(rows, schema=_SCHEMA)
-    with writing(folder / "results.parquet"), replacing(folder / "results.parquet") as draft:
-        pq.write_table(table, draft)
-    with writing(folder / "results.csv"), replacing(folder / "results.csv") as draft:
-        pacsv.write_csv(table, draft)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / "results.lock"):  # else a process that read earlier might write later
+        rows = [row for cell in read_cells(folder) for row in _rows(cell)]
+        table = pa.Table.from_pylist(rows, schema=_SCHEMA)
+        with writing(folder / "results.parquet"), replacing(folder / "results.parquet") as draft:
+            pq.write_table(table, draft)
+        with writing(folder / "results.csv"), replacing(folder / "results.csv") as draft:
+            pacsv.write_csv(table, draft)
     return len(rows)
 
 

@@ -145,7 +145,7 @@ def read_sweep(folder: Path) -> Sweep:
     """
     if not folder.is_dir():
         raise ConfigError(f"sweep={folder} is no folder; name the out=FOLDER of vlm sweep")
-    cells = [_cell(path) for path in sorted((folder / "cells").rglob("*.json"))]
+    cells = [_cell(path, folder) for path in sorted((folder / "cells").rglob("*.json"))]
     if not cells:
         raise ConfigError(
             f"sweep={folder} holds no finished cell (cells/<checkpoint>/<data set>.<task>.json); "
@@ -184,7 +184,7 @@ def _checkpoints(cells: Iterable[Cell], failed: Iterable[str]) -> list[Checkpoin
     return sorted(found.values(), key=lambda point: point.order)
 
 
-def _cell(path: Path) -> Cell:
+def _cell(path: Path, folder: Path) -> Cell:
     content = _read(path)
     if content.get("format") != FORMAT:
         raise DataError(
@@ -192,14 +192,17 @@ def _cell(path: Path) -> Cell:
             "run vlm sweep into another folder"
         )
     try:
-        return _parsed(content, path)
+        return _parsed(content, path, folder)
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         said = f"lacks {error}" if isinstance(error, KeyError) else f"is damaged: {error}"
         raise DataError(f"sweep: {path} {said}; delete it and run vlm sweep again") from error
 
 
-def _parsed(content: dict[str, Any], path: Path) -> Cell:
+def _parsed(content: dict[str, Any], path: Path, folder: Path) -> Cell:
     point, confidence = content["checkpoint"], content.get("confidence") or {}
+    pictures = content.get("pictures") or {}
+    if "list" in pictures:
+        pictures = {"list": str(folder / pictures["list"])}
     return Cell(
         checkpoint=Checkpoint(
             name=point["name"],
@@ -217,7 +220,7 @@ def _parsed(content: dict[str, Any], path: Path) -> Cell:
         notes=content.get("notes") or {},
         num_samples=content.get("num_samples"),
         data_sha256=content.get("data_sha256"),
-        pictures=content.get("pictures") or {},
+        pictures=pictures,
         seconds=(content.get("seconds") or {}).get("total"),
         created=content.get("created"),
         preprocess=content.get("preprocess") or {},

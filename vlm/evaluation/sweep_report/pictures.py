@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
@@ -55,10 +56,10 @@ def _album(where: Mapping[str, Any], positions: Sequence[int]) -> Album:
 
 
 def _images(where: Mapping[str, Any], positions: Sequence[int]) -> dict[int, Image.Image]:
-    """By position; a sweep may name some files of a data set alone."""
-    if "files" in where:
-        named = [position for position in positions if str(position) in where["files"]]
-        return {position: _file(where["files"][str(position)]).open() for position in named}
+    """By position."""
+    if "list" in where:
+        files = json.loads(Path(where["list"]).read_text(encoding="utf-8"))["files"]
+        return {position: _file(files[position]).open() for position in positions}
     if "shards" in where:
         images = read_images(open_shards(where["shards"], key="pictures.shards"), positions)
         return dict(zip(positions, images, strict=True))
