@@ -3,6 +3,7 @@
 import json
 import logging
 import shutil
+import tarfile
 import threading
 from collections.abc import Callable
 from dataclasses import replace
@@ -572,6 +573,32 @@ def test_ranks_get_what_one_process_gets(tmp_path: Path, world_size: int) -> Non
     definitions(ranks)
     found = run_gloo(on_ranks, world_size, tmp_path, str(ranks))
     assert found == [numbers(alone / "out")] * world_size
+
+
+def with_damage(folder: str) -> tuple[int, list[str]]:
+    """Cells that are done on this rank, and errors of the others."""
+    found = run(Path(folder))
+    return len(found.done), sorted(set(found.failed.values()))
+
+
+def test_a_picture_that_one_rank_cannot_read_fails_on_all(tmp_path: Path) -> None:
+    """The other rank would wait for it, or take its next message for the one it waits for."""
+    folder = tmp_path / "ranks"
+    folder.mkdir()
+    two_steps(folder)
+    definitions(folder)
+    shard = folder / "squares" / "00001.tar"
+    with tarfile.open(shard) as tar:
+        (picture,) = [member for member in tar if member.name.startswith("000006.png")]
+    with shard.open("r+b") as file:
+        file.seek(picture.offset_data)
+        file.write(bytes(picture.size))
+    found = run_gloo(with_damage, 2, tmp_path, str(folder))
+    # Colours are of another shard.
+    assert [done for done, _ in found] == [6, 6]
+    for _, errors in found:
+        assert all("1 of 13 pictures of" in error and "000006" in error for error in errors), errors
+    assert len(list((folder / "out" / "failed").rglob("*.json"))) == 4
 
 
 def test_two_sweeps_at_once_lose_nothing(tmp_path: Path) -> None:
