@@ -13,7 +13,16 @@ from filelock import FileLock
 
 from vlm.errors import ConfigError, VlmError
 from vlm.evaluation.sweep.identity import digest_of
-from vlm.inference import DESCRIPTION, EMA, TOKENIZER, WEIGHTS, latest_checkpoint, read_description, run_of
+from vlm.inference import (
+    DESCRIPTION,
+    EMA,
+    TOKENIZER,
+    WEIGHTS,
+    latest_checkpoint,
+    read_description,
+    run_of,
+    weights_file,
+)
 from vlm.inference.foreign import Given, import_model
 
 logger = logging.getLogger(__name__)
@@ -91,9 +100,10 @@ def find_candidates(
         imported: where models of other projects are put, once.
 
     Raises:
-        ConfigError: a pattern names nothing, or two checkpoints would have one name.
+        ConfigError: `weights` is neither, a pattern names nothing, or two checkpoints would have one name.
         CheckpointError: a checkpoint that is named without a pattern cannot be read; of others it is logged.
     """
+    weights_file(weights)
     patterns = [checkpoints] if isinstance(checkpoints, str) else list(checkpoints)
     if not patterns:
         raise ConfigError("checkpoints is empty; name runs or checkpoints, as in checkpoints=['runs/*']")
@@ -105,7 +115,9 @@ def find_candidates(
     name, count = Counter(candidate.name for candidate in candidates).most_common(1)[0]
     if count > 1:
         places = ", ".join(str(c.path) for c in candidates if c.name == name)
-        raise ConfigError(f"checkpoints: {count} are called {name!r} ({places}); rename a folder")
+        raise ConfigError(
+            f"checkpoints: {count} are called {name!r} ({places}); rename the folder or file of one"
+        )
     return candidates
 
 
@@ -172,9 +184,14 @@ def _own(path: Path, weights: str, *, name: str | None = None) -> Candidate:
 
 
 def _foreign(path: Path, given: Given, imported: Path, weights: str) -> Candidate:
-    """A model of another project, imported where it is not yet."""
-    files = [path] if path.is_file() else sorted(child for child in path.iterdir() if child.is_file())
-    sizes = [[str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns] for file in files]
+    """A model of another project, imported where it is not yet, or where a file of it has changed."""
+    named = [path, *(Path(file) for file in (given.model_config, given.tokenizer_path) if file is not None)]
+    sizes = [
+        [str(file.absolute()), file.stat().st_size, file.stat().st_mtime_ns]
+        for place in named
+        for file in (sorted(place.iterdir()) if place.is_dir() else [place])
+        if file.is_file()
+    ]
     name = path.stem if path.is_file() else path.absolute().name
     out = imported / f"{name}_{hashlib.sha256(repr((sizes, given)).encode()).hexdigest()[:12]}"
     imported.mkdir(parents=True, exist_ok=True)
