@@ -1,7 +1,7 @@
 """`vlm sweep`: many checkpoints on many data sets, each question answered once."""
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from glob import escape, glob
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +14,7 @@ from vlm.errors import ConfigError, VlmError
 from vlm.settings import build, resolve
 
 if TYPE_CHECKING:
-    from vlm.evaluation.sweep import Definition, Summary
+    from vlm.evaluation.sweep import Candidate, Definition, Summary
 
 
 class FailedCellsError(VlmError):
@@ -35,9 +35,11 @@ def main(config: DictConfig) -> None:
     cache = Path(values["cache"] or out / "cache")
     open_clip = build(values["open_clip"], "open_clip")
     definitions = _definitions(values)
+    languages = _listed(values, "languages")
+    _require_languages(languages or [], definitions)
     settings = Settings(
         tasks=_listed(values, "tasks"),
-        languages=_listed(values, "languages"),
+        languages=languages,
         cache=cache,
         device=usable_device(values["device"]),
         batch_size=values["batch_size"],
@@ -45,21 +47,18 @@ def main(config: DictConfig) -> None:
         bf16=values["bf16"],
         part=_part(values, os.environ),
     )
-    with process_group() as topology:
-        summary = sweep(
-            lambda: find_candidates(
-                values["checkpoints"],
-                weights=values["weights"],
-                open_clip=open_clip,
-                imported=cache / "imported",
-            ),
-            definitions,
-            out,
-            settings,
-            topology,
+
+    def find() -> "list[Candidate]":
+        _require_writable(out, "out")
+        _require_writable(cache, "cache")
+        return find_candidates(
+            values["checkpoints"], weights=values["weights"], open_clip=open_clip, imported=cache / "imported"
         )
+
+    with process_group() as topology:
+        summary = sweep(find, definitions, out, settings, topology)
         if topology.is_main:
-            _tell(summary, out)
+            _tell(summary, out, settings.part)
 
 
 def _definitions(values: dict[str, Any]) -> "dict[str, Definition]":
@@ -116,6 +115,25 @@ def _listed(values: Mapping[str, Any], key: str) -> list[str] | None:
     return [value] if isinstance(value, str) else [str(item) for item in value]
 
 
+def _require_languages(languages: Sequence[str], definitions: "Mapping[str, Definition]") -> None:
+    tasks = [task for definition in definitions.values() for task in definition.dataset.tasks()]
+    there = sorted({task.language for task in tasks if task.language is not None})
+    for language in languages:
+        if language not in there:
+            raise ConfigError(
+                f"languages: none of the data sets has {language!r}; there is {', '.join(there) or 'none'}"
+            )
+
+
+def _require_writable(folder: Path, key: str) -> None:
+    """Whether a folder can be made or written to; nothing is made yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ConfigError(f"{key}={folder}: {there} is no folder; name another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={folder}: {there} cannot be written to; name another folder")
+
+
 def _part(values: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[int, int]:
     """Which part of how many this process does; each task of a SLURM array does one."""
     part, parts = values["part"], values["parts"]
@@ -133,11 +151,14 @@ def _part(values: Mapping[str, Any], environment: Mapping[str, str]) -> tuple[in
     return part, parts
 
 
-def _tell(summary: "Summary", out: Path) -> None:
+def _tell(summary: "Summary", out: Path, part: tuple[int, int]) -> None:
     print(
         f"{len(summary.done)} cells are done, {len(summary.kept)} were before, {len(summary.failed)} failed\n"
         f"table: {out / 'results.csv'}\npage:  vlm report sweep={out}"
     )
+    if not (summary.done or summary.kept or summary.failed):
+        lack = "the checkpoints lack what the questions need, such as a text tower"
+        print(f"nothing was asked: {lack if part == (0, 1) else f'this part has no question, or {lack}'}")
     if summary.failed:
         cell, error = next(iter(summary.failed.items()))
         raise FailedCellsError(
