@@ -88,6 +88,7 @@ def outcomes(model: Model, asked: Asked) -> pa.Table:
         "picture": np.arange(n),
         "category": names[true],
         "answer": names[guess] if asked.task != CHOICE else [f"caption {number}" for number in guess],
+        "asked": [""] * n,
     }
     balanced: list[str] = []
     if asked.task == CLASSIFICATION:
@@ -99,7 +100,8 @@ def outcomes(model: Model, asked: Asked) -> pa.Table:
             "query": ["picture"] * n + ["caption"] * n,
             "picture": np.concatenate([np.arange(n), np.arange(n)]),
             "category": none + none,
-            "answer": [f"a caption of {place}" for place in guess] + none,
+            "answer": [f"a caption of {place}" for place in guess] * 2,
+            "asked": none + [f"caption {place}" for place in range(n)],
             "text_retrieval_recall@1": [*values.tolist(), *nothing],
             "image_retrieval_recall@1": [*nothing, *values[::-1].tolist()],
         }

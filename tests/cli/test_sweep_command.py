@@ -1,16 +1,19 @@
 """`vlm sweep`: data sets by name, and what is refused."""
 
+import shutil
 from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
 from omegaconf import OmegaConf
-from tiny import save_tiny, write_tiny_shards
+from tiny import save_tiny, tiny_loaded, write_tiny_shards
 from typed import said_by
 
 from vlm.cli.sweep import _definitions, _folders
 from vlm.errors import ConfigError
 from vlm.evaluation.datasets import TASKS
+from vlm.inference import Loaded
+from vlm.models import ModelSpec, build_model
 from vlm.settings import config_dir
 
 COLOURS = """colours:
@@ -117,6 +120,48 @@ def test_a_mistake_is_one_message(
 def test_a_task_that_does_not_exist_is_named(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
     said = said_by(monkeypatch, "sweep", *words, "tasks=[zeroshot]")
     assert "tasks: there is no 'zeroshot'; there are zeroshot_classification" in said
+
+
+def test_a_language_that_no_data_set_has_is_named(words: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    said = said_by(monkeypatch, "sweep", *words, "languages=[fr,en]")
+    assert said == "ConfigError: languages: none of the data sets has 'fr'; there is en"
+    assert "1 cells are done" in said_by(monkeypatch, "sweep", *words, "languages=en")
+
+
+@pytest.mark.parametrize("key", ["out", "cache"])
+def test_a_place_that_is_a_file_is_refused_before_any_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    (tmp_path / "file").write_text("mine")
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        said = said_by(monkeypatch, "sweep", *words, f"{key}={place}")
+        assert said == f"ConfigError: {key}={place}: {tmp_path}/file is no folder; name another"
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("key", ["out", "cache"])
+def test_a_place_that_cannot_be_written_to_is_refused_before_any_work(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, key: str
+) -> None:
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    monkeypatch.setattr("os.access", lambda path, mode: Path(path) != closed)  # root may write anywhere
+    said = said_by(monkeypatch, "sweep", *words, f"{key}={closed}/new")
+    assert said == f"ConfigError: {key}={closed}/new: {closed} cannot be written to; name another folder"
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_sweep_that_asks_nothing_says_so(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    loaded = tiny_loaded()
+    spec = ModelSpec.from_mapping(loaded.model.spec.to_mapping() | {"text": None})
+    shutil.rmtree(tmp_path / "tiny")
+    save_tiny(tmp_path / "tiny", loaded=Loaded(build_model(spec), loaded.preprocess, None))
+    said = said_by(monkeypatch, "sweep", *words)
+    assert "0 cells are done, 0 were before, 0 failed" in said
+    assert "nothing was asked: the checkpoints lack what the questions need, such as a text tower" in said
+    assert "this part has no question, or" in said_by(monkeypatch, "sweep", *words, "part=3", "parts=4")
 
 
 @pytest.mark.parametrize(

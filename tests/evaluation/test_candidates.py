@@ -16,11 +16,13 @@ from vlm.inference import load
 OPEN_CLIP = Path(__file__).parents[1] / "inference" / "open_clip_tiny"
 
 
-def found(folder: Path, pattern: str, **known: str) -> list[Candidate]:
+def found(
+    folder: Path, patterns: str | list[str], *, weights: str = "model", **known: str
+) -> list[Candidate]:
     facts = {"model_configs": None, "tokenizer_path": None} | known
     return find_candidates(
-        [pattern], weights="model", open_clip=OpenClip(**facts), imported=folder / "imported"
-    )
+        patterns, weights=weights, open_clip=OpenClip(**facts), imported=folder / "imported"
+    ).found
 
 
 def test_a_folder_of_transformers_is_imported_once(tmp_path: Path) -> None:
@@ -61,6 +63,33 @@ def test_a_state_dict_is_named_with_its_model(tmp_path: Path, bare: dict[str, st
     expected = load_file(OPEN_CLIP / "expected.safetensors")
     features = load(candidate.path).model.encode_image(expected["image"])
     torch.testing.assert_close(features, expected["image_gelu"], atol=1e-6, rtol=0.0)
+
+
+@pytest.mark.parametrize("changed", ["configs/ViT-tiny.json", "words/tokenizer.json"])
+def test_a_changed_config_or_tokenizer_is_imported_anew(
+    tmp_path: Path, bare: dict[str, str], changed: str
+) -> None:
+    (first,) = found(tmp_path, f"ViT-tiny:{tmp_path}/epoch_32.pt", **bare)
+    assert found(tmp_path, f"ViT-tiny:{tmp_path}/epoch_32.pt", **bare) == [first]
+    (tmp_path / changed).write_text((tmp_path / changed).read_text() + "\n")
+    (second,) = found(tmp_path, f"ViT-tiny:{tmp_path}/epoch_32.pt", **bare)
+    assert (second.name, second.path != first.path) == (first.name, True)
+
+
+def test_checkpoints_of_one_name_are_named_together(tmp_path: Path, bare: dict[str, str]) -> None:
+    (tmp_path / "other").mkdir()
+    shutil.copy(tmp_path / "epoch_32.pt", tmp_path / "other")
+    with pytest.raises(ConfigError, match=r"checkpoints: 2 are called 'epoch_32' .*; rename"):
+        found(
+            tmp_path,
+            [f"ViT-tiny:{tmp_path}/epoch_32.pt", f"ViT-tiny:{tmp_path}/other/epoch_32.pt"],
+            **bare,
+        )
+
+
+def test_weights_that_no_checkpoint_has_are_refused_first(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="weights=foo is not one of model, ema"):
+        found(tmp_path, str(tmp_path / "nothing"), weights="foo")
 
 
 def test_a_model_that_nothing_describes_is_refused(

@@ -1,10 +1,12 @@
 import math
+from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
 import pytest
 import torch
 from fake_embedder import FakeSets
+from tiny import write_tiny_shards
 from torch.nn.functional import normalize, one_hot
 
 from vlm.errors import ConfigError, DataError
@@ -102,8 +104,23 @@ def test_values_out_of_range_are_refused(changes: dict[str, Any], message: str) 
         few_shot(**changes)
 
 
-def test_classes_with_too_few_pictures_are_named() -> None:
+def test_shots_that_not_every_class_has_are_left_out() -> None:
     features, label = pictures(seed=0, count=31)
     sets = FakeSets(train=(features, label), test=(features, label))
-    with pytest.raises(DataError, match="shots=11 is more than the 10 pictures that train=train has of"):
-        few_shot(shots=[1, 11])(sets)
+    found, whole = few_shot(shots=[1, 10, 11, 16])(sets), few_shot(shots=[1, 10])(sets)
+    assert found.metrics == whole.metrics
+    assert found.notes == whole.notes | {"shots_left_out": "11, 16"}
+    with pytest.raises(
+        DataError, match=r"shots=\[11\]: train=train has 10 pictures of cls='class 1', too few"
+    ):
+        few_shot(shots=[11])(sets)
+
+
+def test_what_is_left_out_is_told_before(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_tiny_shards(tmp_path, num_samples=20)
+    data = {"train": f"{tmp_path}/0000[012].tar", "test": f"{tmp_path}/0000[34].tar"}
+    asked = {"label": "cls", "l2": 1.0, "seeds": [0]}
+    FewShotRidge(**data, **asked, shots=[1, 2]).check()
+    assert not caplog.records
+    FewShotRidge(**data, **asked, shots=[1, 500]).check()
+    assert "so 500 shots are left out" in caplog.text

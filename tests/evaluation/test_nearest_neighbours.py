@@ -109,7 +109,15 @@ def test_settings_out_of_range_are_refused(change: dict, message: str) -> None:
         NearestNeighbours("a", "b", **{"label": "cls", "k": 1, "temperature": 0.07} | change)
 
 
-def test_check_says_what_is_wrong_with_the_shards(tmp_path: Path) -> None:
+def test_all_vote_where_there_are_fewer_than_k() -> None:
+    train = torch.eye(3)
+    sets = FakeSets(train=(train, ["a", "b", "c"]), test=(train, ["a", "b", "c"]))
+    found, whole = knn(k=20)(sets), knn(k=3)(sets)
+    assert found == whole
+    assert (found.metrics["knn_acc1"], found.notes["k"]) == (1.0, 3)
+
+
+def test_check_says_what_is_wrong_with_the_shards(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_tiny_shards(tmp_path, num_samples=12)
 
     def check(*, k: int = 3, label: str = "cls") -> None:
@@ -117,8 +125,10 @@ def test_check_says_what_is_wrong_with_the_shards(tmp_path: Path) -> None:
         NearestNeighbours(train, test, label=label, k=k, temperature=0.07).check()
 
     check()
-    with pytest.raises(ConfigError, match=r"k=11 is more than the 10 samples of train=.*; set `k` to 10"):
-        check(k=11)
+    check(k=10)
+    assert not caplog.records
+    check(k=11)
+    assert "has 10 samples, fewer than k=11; all of them vote" in caplog.text
     with pytest.raises(DataError, match=r"sample 000000 has json.no=None.*by `label`"):
         check(label="json.no")
     with pytest.raises(DataError, match=r"test.*does not exist|test.*matches no"):

@@ -29,7 +29,6 @@ from vlm.evaluation import (
     DataSet,
     ImageFolder,
     ImageTable,
-    NearestNeighbours,
     Retrieval,
     RetrievalData,
     ZeroShot,
@@ -37,7 +36,8 @@ from vlm.evaluation import (
 from vlm.evaluation.cases import CasesFromShards
 from vlm.evaluation.class_names import ClassesFromJsonLists
 from vlm.evaluation.sweep import (
-    Candidate,
+    CachedEmbedder,
+    Candidates,
     Definition,
     OpenClip,
     Settings,
@@ -107,7 +107,7 @@ def two_steps(folder: Path) -> None:
         save_tiny(place, step=step, loaded=loaded)
 
 
-def find(folder: Path, *patterns: str) -> Callable[[], list[Candidate]]:
+def find(folder: Path, *patterns: str) -> Callable[[], Candidates]:
     asked = [str(folder / pattern) for pattern in patterns or ("runs/tiny/checkpoints/*",)]
     no_open_clip = OpenClip(model_configs=None, tokenizer_path=None)
     return lambda: find_candidates(
@@ -297,7 +297,7 @@ def folder_of_squares(folder: Path) -> Definition:
     data = ClassificationData(
         test=test,
         train=train,
-        shots=[1, 3],
+        shots=[1, 3, 8],
         label="cls",
         names={"en": ClassesFromJsonLists(str(folder / "names.json"), "en")},
         templates={"en": {"plain": ["{c}"]}},
@@ -313,19 +313,17 @@ def test_image_files_are_a_data_set_too(tmp_path: Path, monkeypatch: pytest.Monk
     def swept(out: str) -> Summary:
         return sweep(find(tmp_path), sets, tmp_path / out, settings(tmp_path), Topology.current())
 
-    train = ImageFolder(str(tmp_path / "squares" / "train"))
-    monkeypatch.setattr(NearestNeighbours, "check", lambda self: None)  # k=20 is more than there are
     found = swept("out")
     assert {str(cell).partition(" ")[2] for cell in found.done} == {
         "folder zeroshot_classification en plain",
+        "folder knn",
         "folder linear_probe",
         "folder few_shot",
     }
-    assert {error.partition(";")[0] for error in found.failed.values()} == {
-        f"ConfigError: k=20 is more than the {3 * len(COLOURS)} samples of train={train!r}"
-    }
+    assert not found.failed
     cell = cells(tmp_path / "out")["tiny/step_00000001/folder.few_shot.json"]
     assert cell["main_metric"] == "few_shot_acc1@3"
+    assert cell["notes"]["shots_left_out"] == "8"
     files = json.loads((tmp_path / "out" / cell["pictures"]["list"]).read_text())["files"]
     assert len(files) == 2 * len(COLOURS)
     assert all(Path(path).is_file() for path, _, _ in files)
@@ -493,10 +491,79 @@ def object_of_no_fields() -> CaseData:
     return CaseData(cases={})
 
 
+def test_a_new_language_leaves_the_others_what_they_were(tmp_path: Path) -> None:
+    two_steps(tmp_path)
+    sets = definitions(tmp_path)
+    dataset = sets["colours"].dataset
+    node = {
+        "names": {"en": ["red"]},
+        "templates": {"en": {"plain": ["{c}"], "square": ["a {c} square"]}},
+        "label": "cls",
+    }
+
+    def swept(**changes: Any) -> Summary:
+        changed = {"colours": Definition(node | changes, dataset)}
+        return sweep(find(tmp_path), changed, tmp_path / "out", settings(tmp_path), Topology.current())
+
+    assert len(swept().done) == 6
+    both = {"en": node["templates"]["en"], "zh": {"plain": ["{c}"]}}
+    assert {cell.language for cell in swept(names=node["names"] | {"zh": ["红"]}, templates=both).done} == {
+        "zh"
+    }
+    other = {"en": both["en"] | {"plain": ["{c}."]}}
+    assert {cell.templates for cell in swept(templates=other).done if cell.language == "en"} == {"plain"}
+    assert len(swept(templates=other, label="json.colour").done) == 6
+
+
+def test_cells_of_another_checkpoint_are_not_written_over(tmp_path: Path) -> None:
+    run(tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(tmp_path / "runs", other / "runs")
+    sets = definitions(tmp_path)
+
+    def swept() -> Summary:
+        return sweep(find(other), sets, tmp_path / "out", settings(tmp_path), Topology.current())
+
+    assert len(swept().kept) == 10  # the same weights, moved
+    for place in (other / "runs" / "tiny" / "checkpoints").iterdir():
+        shutil.rmtree(place)
+        loaded = tiny_loaded()
+        with torch.no_grad():
+            loaded.model.logit_scale.add_(0.5)
+        save_tiny(place, step=int(place.name[-1]), loaded=loaded)
+    with pytest.raises(ConfigError, match=r"would be called tiny/step_00000001, as .*name another out"):
+        swept()
+
+
+def test_a_cell_without_its_outcomes_is_made_anew(tmp_path: Path) -> None:
+    run(tmp_path)
+    next((tmp_path / "out").rglob("*.outcomes.parquet")).unlink()
+    assert len(run(tmp_path).done) == 1
+
+
+def test_the_table_is_there_whatever_ends_the_sweep(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Ended(BaseException):
+        pass
+
+    embed, asked = Embedder._embed_images, set()
+
+    def ending(self: CachedEmbedder, shards: Any) -> Any:
+        asked.add(self.made_by)
+        if len(asked) == 2:
+            raise Ended
+        return embed(self, shards)
+
+    monkeypatch.setattr(Embedder, "_embed_images", ending)
+    with pytest.raises(Ended):
+        run(tmp_path)
+    rows = pq.read_table(tmp_path / "out" / "results.parquet").to_pylist()
+    assert {row["step"] for row in rows} == {1}
+
+
 def test_a_checkpoint_that_is_deleted_meanwhile_leaves_the_others(tmp_path: Path) -> None:
     two_steps(tmp_path)
     found = find(tmp_path)()
-    shutil.rmtree(found[0].path)
+    shutil.rmtree(found.found[0].path)
     swept = sweep(
         lambda: found, definitions(tmp_path), tmp_path / "out", settings(tmp_path), Topology.current()
     )
@@ -512,7 +579,8 @@ def test_a_model_is_not_asked_what_it_has_no_part_for(tmp_path: Path) -> None:
     ("changes", "message"),
     [
         ({"tasks": ["zero_shot"]}, "tasks: there is no 'zero_shot'; there are zeroshot_classification"),
-        ({"languages": ["de"]}, r"languages=\['de'\].*zeroshot_classification \(zh\)"),
+        ({"languages": ["de", "en"]}, "languages: none of the data sets has 'de'; there is en, zh"),
+        ({"tasks": ["knn"]}, r"nothing is asked: tasks=\['knn'\].*zeroshot_classification \(zh\)"),
     ],
 )
 def test_asking_nothing_is_refused(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
@@ -522,7 +590,7 @@ def test_asking_nothing_is_refused(tmp_path: Path, changes: dict[str, Any], mess
 
 @pytest.mark.parametrize(
     ("pattern", "message"),
-    [("nothing/*", "matches nothing"), ("squares", "holds no checkpoint"), ("M:w.pt", "names no file")],
+    [("nothing/*", "matches nothing"), ("squares", "holds no checkpoint"), ("M:w.pt", "there is no file")],
 )
 def test_a_pattern_without_checkpoints_is_refused(tmp_path: Path, pattern: str, message: str) -> None:
     definitions(tmp_path)
@@ -541,8 +609,8 @@ def test_two_checkpoints_of_one_name_are_refused(tmp_path: Path) -> None:
 def test_a_run_is_its_last_checkpoint(tmp_path: Path) -> None:
     two_steps(tmp_path)
     (tmp_path / "runs" / "notes.txt").write_text("no run")
-    assert [candidate.name for candidate in find(tmp_path, "runs/*")()] == ["tiny/step_00000002"]
-    both = find(tmp_path, "runs/*", "runs/tiny/checkpoints/*")()
+    assert [candidate.name for candidate in find(tmp_path, "runs/*")().found] == ["tiny/step_00000002"]
+    both = find(tmp_path, "runs/*", "runs/tiny/checkpoints/*")().found
     assert [candidate.step for candidate in both] == [2, 1]
 
 
@@ -551,7 +619,7 @@ def test_an_unreadable_checkpoint_of_a_pattern_is_left_out(
 ) -> None:
     two_steps(tmp_path)
     (tmp_path / "runs/tiny/checkpoints/step_00000001/model.json").write_text("{}")
-    assert [candidate.step for candidate in find(tmp_path, "runs/tiny/checkpoints/*")()] == [2]
+    assert [candidate.step for candidate in find(tmp_path, "runs/tiny/checkpoints/*")().found] == [2]
     assert "step_00000001 is left out: " in caplog.text
     with pytest.raises(CheckpointError, match=r"model\.json"):
         find(tmp_path, "runs/tiny/checkpoints/step_00000001")()

@@ -6,7 +6,7 @@ import torch
 from fake_embedder import FakeEmbedder
 
 from vlm.errors import ConfigError, DataError
-from vlm.evaluation import ClassesFromJson, ClassesFromText, ClassesListed, ZeroShot
+from vlm.evaluation import ClassesFromJson, ClassesFromJsonLists, ClassesFromText, ClassesListed, ZeroShot
 from vlm.evaluation.zero_shot import read_templates, zero_shot_chance, zero_shot_metrics
 
 
@@ -82,6 +82,43 @@ def test_listed_names_are_texts() -> None:
         listed.read()
 
 
+def names_in(path: Path, text: str) -> list[str]:
+    path.write_text(text, encoding="utf-8")
+    return ClassesFromText(str(path)).read().names
+
+
+def test_names_of_a_file_are_stripped_and_end_with_the_last_one(tmp_path: Path) -> None:
+    names = ["sea lion", "杯\u2028子", "cat"]
+    assert names_in(tmp_path / "n.txt", " sea lion\t\n杯\u2028子\r\ncat") == names
+    assert names_in(tmp_path / "n.txt", "\ufeffsea lion\n杯\u2028子\ncat\n \n\n") == names
+
+
+def test_an_empty_name_is_refused(tmp_path: Path) -> None:
+    file = tmp_path / "names"
+    with pytest.raises(DataError, match=r"names: line 2 is empty; it has to be the name of a class"):
+        names_in(file, "cat\n \ndog\n")
+    with pytest.raises(DataError, match=r"names: line 1 is empty"):
+        names_in(file, "\n\n")
+    file.write_text('[{"n": " cat", "id": 0}, {"n": " ", "id": 1}]')
+    with pytest.raises(DataError, match=r"names: entry 1: 'n' is empty"):
+        ClassesFromJson(str(file), name="n", label="id").read()
+    file.write_text('{"en": ["cat ", ""], "de": ["Katze "]}')
+    with pytest.raises(DataError, match=r"names: 'en': name 1 is empty"):
+        ClassesFromJsonLists(str(file), "en").read()
+    assert ClassesFromJsonLists(str(file), "de").read().names == ["Katze"]
+    with pytest.raises(DataError, match=r"classes\.names\.7 is empty"):
+        ClassesListed({0: "cat", 7: ["dog", ""]}).read()
+
+
+def test_labels_without_a_picture_are_counted(tmp_path: Path) -> None:
+    embedder = FakeEmbedder(
+        texts={"cat": [1.0, 0.0], "dog": [0.0, 1.0]}, images=[[1.0, 0.0]], records=[{"key": "0", "cls": 0}]
+    )
+    names_in(tmp_path / "n.txt", "cat\ndog\ncat\n")
+    found = ZeroShot("x.tar", ClassesFromText(str(tmp_path / "n.txt")), label="cls", templates=["{c}"])
+    assert found(embedder).notes["num_absent"] == 2
+
+
 def test_any_name_of_a_label_is_right(tmp_path: Path) -> None:
     (tmp_path / "classes.json").write_text(
         '[{"n": "woman", "id": "person"}, {"n": "man", "id": "person"}, {"n": "tree", "id": "plant"}]'
@@ -118,7 +155,7 @@ def test_templates_that_cannot_be_used_are_refused(templates: list[str] | str, m
 
 
 def test_templates_may_stand_in_a_file(tmp_path: Path) -> None:
-    (tmp_path / "t.txt").write_text("一张{c}的图片\n\na {c}\n", encoding="utf-8")
+    (tmp_path / "t.txt").write_text("\ufeff一张{c}的图片\n\n a {c} \n  \n", encoding="utf-8")
     assert read_templates(str(tmp_path / "t.txt")) == ["一张{c}的图片", "a {c}"]
 
 

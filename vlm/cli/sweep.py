@@ -1,6 +1,7 @@
 """`vlm sweep`: many checkpoints on many data sets, each question answered once."""
 
 import os
+import sys
 from collections.abc import Mapping
 from glob import escape, glob
 from pathlib import Path
@@ -14,7 +15,7 @@ from vlm.errors import ConfigError, VlmError
 from vlm.settings import build, resolve
 
 if TYPE_CHECKING:
-    from vlm.evaluation.sweep import Definition, Summary
+    from vlm.evaluation.sweep import Candidates, Definition, Summary
 
 
 class FailedCellsError(VlmError):
@@ -45,19 +46,21 @@ def main(config: DictConfig) -> None:
         bf16=values["bf16"],
         first=int(os.environ.get("SLURM_ARRAY_TASK_ID", "0")),
     )
-    with process_group() as topology:
-        summary = sweep(
-            lambda: find_candidates(
-                values["checkpoints"],
-                weights=values["weights"],
-                open_clip=open_clip,
-                imported=cache / "imported",
-            ),
-            definitions,
-            out,
-            settings,
-            topology,
+
+    def find() -> "Candidates":
+        _require_writable(out, "out")
+        _require_writable(cache, "cache")
+        return find_candidates(
+            values["checkpoints"], weights=values["weights"], open_clip=open_clip, imported=cache / "imported"
         )
+
+    with process_group() as topology:
+        try:
+            summary = sweep(find, definitions, out, settings, topology)
+        except KeyboardInterrupt:
+            if topology.is_main:
+                print(f"stopped; finished cells are in {out}, the same command goes on", file=sys.stderr)
+            raise
         if topology.is_main:
             _tell(summary, out)
 
@@ -116,6 +119,15 @@ def _listed(values: Mapping[str, Any], key: str) -> list[str] | None:
     return [value] if isinstance(value, str) else [str(item) for item in value]
 
 
+def _require_writable(folder: Path, key: str) -> None:
+    """Whether a folder can be made or written to; nothing is made yet."""
+    there = next(place for place in (folder, *folder.absolute().parents) if os.path.lexists(place))
+    if not there.is_dir():
+        raise ConfigError(f"{key}={folder}: {there} is no folder; name another")
+    if not os.access(there, os.W_OK | os.X_OK):
+        raise ConfigError(f"{key}={folder}: {there} cannot be written to; name another folder")
+
+
 def _tell(summary: "Summary", out: Path) -> None:
     print(
         f"{len(summary.done)} cells are done, {len(summary.kept)} were before, {len(summary.failed)} failed\n"
@@ -123,11 +135,13 @@ def _tell(summary: "Summary", out: Path) -> None:
     )
     if summary.elsewhere:
         print(f"left to other processes of this sweep: {', '.join(summary.elsewhere)}")
-    if summary.broken:
-        name, error = next(iter(summary.broken.items()))
-        raise FailedCellsError(
-            f"{len(summary.broken)} data sets cannot be read, as {name}: {error}; the others were asked"
-        )
+    elif not (summary.done or summary.kept or summary.failed):
+        print("nothing was asked: the checkpoints lack what the questions need, such as a text tower")
+    for what, lost in (("data sets", summary.broken), ("checkpoints", summary.unreadable)):
+        for name, error in lost.items():
+            raise FailedCellsError(
+                f"{len(lost)} {what} cannot be read, the first is {name}: {error}; the others were asked"
+            )
     if summary.failed:
         cell, error = next(iter(summary.failed.items()))
         raise FailedCellsError(

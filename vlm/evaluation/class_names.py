@@ -29,13 +29,17 @@ class ClassSource(Protocol):
 
 @dataclass(frozen=True)
 class ClassesFromText:
-    """A text file with one name a line; the label of a name is its line, counted from 0."""
+    """A text file with one name a line; the label of a name is its line, counted from 0.
+
+    Empty lines at the end are no names.
+    """
 
     path: str
 
     def read(self) -> ClassNames:
-        """Raises `ConfigError` where there is no such file."""
-        names = read_text(_existing(self.path)).splitlines()
+        """Raises `ConfigError` where there is no such file, `DataError` where a name is empty."""
+        lines = read_text(_existing(self.path)).rstrip().split("\n")
+        names = [_named(line, f"{self.path}: line {number}") for number, line in enumerate(lines, start=1)]
         return ClassNames(names=names, labels=list(range(len(names))))
 
 
@@ -58,7 +62,11 @@ class ClassesFromJson:
         for number, entry in enumerate(entries):
             self._check(entry, f"{self.path}: entry {number}")
         return ClassNames(
-            names=[entry[self.name] for entry in entries], labels=[entry[self.label] for entry in entries]
+            names=[
+                _named(entry[self.name], f"{self.path}: entry {number}: {self.name!r}")
+                for number, entry in enumerate(entries)
+            ],
+            labels=[entry[self.label] for entry in entries],
         )
 
     def _check(self, entry: Any, where: str) -> None:
@@ -95,6 +103,7 @@ class ClassesFromJsonLists:
         names = content[self.key]
         if not isinstance(names, list) or not names or not all(isinstance(name, str) for name in names):
             raise DataError(f"{self.path}: {self.key!r} has to hold a list of names")
+        names = [_named(name, f"{self.path}: {self.key!r}: name {row}") for row, name in enumerate(names)]
         return ClassNames(names=names, labels=list(range(len(names))))
 
 
@@ -105,7 +114,7 @@ class ClassesListed:
     names: Mapping[Label, str | Sequence[str]]
 
     def read(self) -> ClassNames:
-        """Raises `ConfigError` where there is no name, or one is no text."""
+        """Raises `ConfigError` where there is no name, or one is no text, `DataError` where one is empty."""
         pairs: list[tuple[Any, Label]] = []
         for label, given in self.names.items():
             pairs += [(name, label) for name in (given if isinstance(given, list | tuple) else [given])]
@@ -114,7 +123,10 @@ class ClassesListed:
         for name, label in pairs:
             if not isinstance(name, str):
                 raise ConfigError(f"classes.names.{label}={name!r} is no text; put it in quotes")
-        return ClassNames(names=[name for name, _ in pairs], labels=[label for _, label in pairs])
+        return ClassNames(
+            names=[_named(name, f"classes.names.{label}") for name, label in pairs],
+            labels=[label for _, label in pairs],
+        )
 
 
 @dataclass(frozen=True)
@@ -140,3 +152,10 @@ def _existing(path: str) -> Path:
     if not Path(path).is_file():
         raise ConfigError(f"classes.path={path}: no such file")
     return Path(path)
+
+
+def _named(name: str, where: str) -> str:
+    """A name without blanks around it. Raises `DataError` where nothing is left."""
+    if not name.strip():
+        raise DataError(f"{where} is empty; it has to be the name of a class")
+    return name.strip()

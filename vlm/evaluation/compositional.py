@@ -173,6 +173,13 @@ class Compositional:
         return self._text_only
 
 
+def _preferred(case: Case, contest: Contest) -> str:
+    """The false caption with the highest score if that is not below a true one, else the first true one."""
+    if contest.is_won:
+        return case.true[0]
+    return case.false[int(np.argmax(contest.false))] if len(contest.false) == len(case.false) else ""
+
+
 def _outcomes(
     cases: Cases, contests: Sequence[Contest], metrics: Mapping[str, float], macro: Macro
 ) -> tuple[Outcomes, ...]:
@@ -195,6 +202,8 @@ def _outcomes(
             values,
             picture=[cases.picture[row] for row in rows],
             category=names,
+            answer=[_preferred(cases.cases[row], contests[row]) for row in rows],
+            asked=[cases.cases[row].true[0] for row in rows],
             balanced=["macro_acc"],
         ),
     )

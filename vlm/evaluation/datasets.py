@@ -91,7 +91,7 @@ class ClassificationData:
         names: of each language, the class names.
         templates: of each language, one or several ensembles of prompts.
         train: training pictures, for nearest neighbours, the linear probe and few shots.
-        shots: pictures of each class that few shots take.
+        shots: pictures of each class that few shots take; numbers above the smallest class are left out.
         several: whether a picture may have several classes; there are no probes then.
 
     Raises:

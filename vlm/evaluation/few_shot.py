@@ -1,5 +1,6 @@
 """Ridge regression on a few pictures of each class."""
 
+import logging
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -21,6 +22,8 @@ from vlm.evaluation.outcomes import outcomes
 from vlm.evaluation.over_ranks import over_ranks
 from vlm.inference import Embedder, Pictures
 
+logger = logging.getLogger(__name__)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trial:
@@ -41,12 +44,14 @@ class FewShotRidge:
     Args:
         train, test: the two sets.
         label: field of a sample that holds its class, such as `cls`.
-        shots: values of k.
+        shots: values of k; those above the pictures of the smallest class are left out, and stand in the
+            note `shots_left_out`.
         l2: weight of the penalty.
         seeds: of the draws.
 
     Raises:
         ConfigError: a value is out of range.
+        DataError: on use, where no value of k can be drawn.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -73,13 +78,19 @@ class FewShotRidge:
         self.seeds = list(seeds)
 
     def check(self) -> None:
-        self._require_enough(self.data.check())
+        left_out = self._left_out(self.data.check())
+        if left_out:
+            logger.warning(
+                "few shots: not every class of train=%s has that many pictures, so %s shots are left out",
+                *(self.data.train, _listed(left_out)),
+            )
 
     def __call__(self, embedder: Embedder) -> Result:
         data = self.data.read(embedder)
         refuse_nan(data.train, self.data.train)
-        self._require_enough([data.classes[label] for label in data.train_label.tolist()])
-        jobs = [(shots, seed) for shots in self.shots for seed in self.seeds]
+        left_out = self._left_out([data.classes[label] for label in data.train_label.tolist()])
+        drawn_shots = [shots for shots in self.shots if shots not in left_out]
+        jobs = [(shots, seed) for shots in drawn_shots for seed in self.seeds]
         found = over_ranks(
             lambda job: self._trial(data, shots=job[0], seed=job[1]), jobs, embedder, what="few shots"
         )
@@ -87,7 +98,7 @@ class FewShotRidge:
             f"few_shot_acc1@{shots}": [
                 trial for (own, _), trial in zip(jobs, found, strict=True) if own == shots
             ]
-            for shots in self.shots
+            for shots in drawn_shots
         }
         accuracy = {name: [float(trial.right.mean()) for trial in own] for name, own in trials.items()}
         guess = _most_frequent(found[-len(self.seeds) :])
@@ -104,6 +115,7 @@ class FewShotRidge:
                     f"{name}_std": stdev(values) if len(values) > 1 else 0.0
                     for name, values in accuracy.items()
                 },
+                **({"shots_left_out": _listed(left_out)} if left_out else {}),
             },
             details={
                 "shards": parts(self.data.test),
@@ -132,15 +144,18 @@ class FewShotRidge:
         )
         return _Trial(right=is_right(logits, data.test_label).numpy(), guess=logits.argmax(dim=1).numpy())
 
-    def _require_enough(self, train: Sequence[Label]) -> None:
+    def _left_out(self, train: Sequence[Label]) -> list[int]:
+        """The shots that not every class has, given the class of each training picture."""
         number = numbered(train)
         counts = torch.tensor([number[value] for value in train]).bincount().tolist()
         fewest, label = min(zip(counts, number, strict=True), key=lambda pair: pair[0])
-        if fewest < self.shots[-1]:
+        if fewest < self.shots[0]:
             raise DataError(
-                f"shots={self.shots[-1]} is more than the {fewest} pictures that train={self.data.train} "
-                f"has of {self.data.label}={label!r}; set `shots` to {fewest} or less"
+                f"shots={self.shots}: train={self.data.train} has {fewest} pictures of "
+                f"{self.data.label}={label!r}, too few to draw any of these; add {fewest} to `shots`, or "
+                "pictures to `train`"
             )
+        return [shots for shots in self.shots if shots > fewest]
 
 
 def drawn(label: Int64[Tensor, " n"], *, shots: int, seed: int) -> Int64[Tensor, " s"]:
@@ -170,3 +185,7 @@ def ridge(
 def _most_frequent(trials: Sequence[_Trial]) -> Int64[Tensor, " m"]:
     """The class that most draws give to each picture; of equals the first."""
     return torch.from_numpy(np.stack([trial.guess for trial in trials])).mode(dim=0).values
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

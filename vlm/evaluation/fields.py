@@ -11,9 +11,9 @@ Label = int | str
 
 
 def read_text(path: Path) -> str:
-    """A text file. Raises `DataError` where it is no UTF-8."""
+    """A text file, without a byte order mark. Raises `DataError` where it is no UTF-8."""
     try:
-        return path.read_text(encoding="utf-8")
+        return path.read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise DataError(f"{path} is not UTF-8 at byte {error.start}; convert it") from error
 

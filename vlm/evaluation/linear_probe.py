@@ -107,7 +107,7 @@ class LinearProbe:
         if not bool(kept.any()):
             raise DataError(
                 f"no class of train={self.data.train} has two pictures, so that one could be kept for "
-                "validation; give `l2` a single value"
+                "validation; add pictures to `train`, or in a suite give `l2` a single value"
             )
         regression = _regression(data.train[~kept], data.train_label[~kept], data, embedder)
 

@@ -1,5 +1,6 @@
 """Weighted nearest neighbours: the classes of the most similar training pictures vote."""
 
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, ClassVar
@@ -22,6 +23,8 @@ from vlm.evaluation.labelled import (
 from vlm.evaluation.over_ranks import over_ranks
 from vlm.evaluation.ranking import scores
 from vlm.inference import Embedder, Pictures
+
+logger = logging.getLogger(__name__)
 
 QUERY_ROWS, TRAIN_ROWS = 512, 4096
 """Of a tile of similarities: 16 MiB in double precision, whatever the sizes of the sets."""
@@ -53,13 +56,13 @@ class NearestNeighbours:
     Args:
         train, test: the two sets.
         label: field of a sample that holds its class, such as `cls`.
-        k: neighbours that vote.
+        k: neighbours that vote; all training pictures where there are fewer.
         temperature: T.
 
     Source: arXiv:2104.14294, section 4.1, with the weights of arXiv:1805.01978, section 3.4.
 
     Raises:
-        ConfigError: `k` is below 1 or above the number of training pictures, or `temperature` is not above 0.
+        ConfigError: `k` is below 1, or `temperature` is not above 0.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset()
@@ -74,12 +77,17 @@ class NearestNeighbours:
         self.temperature = temperature
 
     def check(self) -> None:
-        self._check_k(len(self.data.check()))
+        num_train = len(self.data.check())
+        if self.k > num_train:
+            logger.warning(
+                "nearest neighbours: train=%s has %d samples, fewer than k=%d; all of them vote",
+                *(self.data.train, num_train, self.k),
+            )
 
     def __call__(self, embedder: Embedder) -> Result:
         data = self.data.read(embedder)
-        self._check_k(len(data.train))
-        votes = weighted_votes(data, embedder, k=self.k, temperature=self.temperature)
+        k = min(self.k, len(data.train))
+        votes = weighted_votes(data, embedder, k=k, temperature=self.temperature)
         examples = _examples(votes, data)
         wrong = ~votes.right
         shown = [item["position"] for example in examples for item in example["found"]]
@@ -91,7 +99,7 @@ class NearestNeighbours:
             },
             chance=dict.fromkeys(("knn_acc1", "mean_per_class_recall"), 1 / len(data.classes)),
             num_samples=len(data.test),
-            notes={"num_train": len(data.train), "k": self.k, "temperature": self.temperature},
+            notes={"num_train": len(data.train), "k": k, "temperature": self.temperature},
             details={
                 "shards": self.data.pictures(),
                 "num_classes": len(data.classes),
@@ -103,13 +111,6 @@ class NearestNeighbours:
             },
             outcomes=(class_outcomes("knn_acc1", votes.right, votes.guess, data),),
         )
-
-    def _check_k(self, num_train: int) -> None:
-        if self.k > num_train:
-            raise ConfigError(
-                f"k={self.k} is more than the {num_train} samples of train={self.data.train}; "
-                f"set `k` to {num_train} or less"
-            )
 
 
 def weighted_votes(data: LabelledFeatures, embedder: Embedder, *, k: int, temperature: float) -> Votes:

@@ -26,6 +26,8 @@ class Outcomes:
     """The true class of each row, or its kind of case; empty where it has none."""
     answer: Sequence[str]
     """What the model said: the class it guessed, the caption it found; empty where that is not one text."""
+    asked: Sequence[str]
+    """What it was asked about beside the picture: a caption; empty where there is none."""
 
 
 def outcomes(
@@ -35,6 +37,7 @@ def outcomes(
     picture: ArrayLike | None = None,
     category: Sequence[str] | None = None,
     answer: Sequence[str] | None = None,
+    asked: Sequence[str] | None = None,
     balanced: Sequence[str] = (),
 ) -> Outcomes:
     """`Outcomes` of whatever numpy makes arrays of.
@@ -51,4 +54,5 @@ def outcomes(
         balanced=frozenset(balanced),
         category=[""] * count if category is None else category,
         answer=[""] * count if answer is None else answer,
+        asked=[""] * count if asked is None else asked,
     )

@@ -103,8 +103,8 @@ class Retrieval:
                 "pictures": sorted(shown | {query["position"] for query in captions_found}),
             },
             outcomes=(
-                _outcomes("caption", "image", by_text.ranks, picture=pairs.owner),
-                _outcomes("picture", "text", by_image.ranks, picture=pairs.pictures),
+                _outcomes("caption", "image", by_text, picture=pairs.owner, asked=pairs.captions),
+                _outcomes("picture", "text", by_image, picture=pairs.pictures),
             ),
         )
 
@@ -178,7 +178,10 @@ class _Search:
     ) -> None:
         self.queries, self.gallery, self.relevant = queries, gallery, relevant
         self.query_captions, self.gallery_captions = query_captions, gallery_captions
-        self.ranks = rank_relevant(queries, gallery, relevant).rank
+        ranking = rank_relevant(queries, gallery, relevant)
+        self.ranks = ranking.rank
+        self.first = torch.where(ranking.rank == 1, ranking.best, ranking.rival)
+        """Of each query, the item that was found."""
 
     def examples(self, position: Int64[Tensor, " n"]) -> list[dict[str, Any]]:
         """A few queries, each with the items found first for it.
@@ -211,9 +214,18 @@ class _Search:
         ]
 
 
-def _outcomes(query: str, found: str, rank: Tensor, *, picture: Tensor) -> Outcomes:
-    recalls = {f"{found}_retrieval_recall@{k}": rank <= k for k in RECALLS}
-    return outcomes(query, recalls | {f"{found}_retrieval_mean_rank": rank}, picture=picture)
+def _outcomes(
+    query: str, found: str, search: _Search, *, picture: Tensor, asked: list[str] | None = None
+) -> Outcomes:
+    """What was found first, by its caption."""
+    recalls = {f"{found}_retrieval_recall@{k}": search.ranks <= k for k in RECALLS}
+    return outcomes(
+        query,
+        recalls | {f"{found}_retrieval_mean_rank": search.ranks},
+        picture=picture,
+        answer=[search.gallery_captions[item] for item in search.first.tolist()],
+        asked=asked,
+    )
 
 
 def retrieval_metrics(found: str, rank: Int64[Tensor, " n"]) -> dict[str, float]:

@@ -96,7 +96,7 @@ class ZeroShot(ByName):
             metrics=metrics,
             chance=zero_shot_chance(label, class_group),
             num_samples=len(label),
-            notes={"truncated": truncated},
+            notes={"num_absent": len(ids) - len(set(label.tolist())), "truncated": truncated},
             details={
                 "shards": parts(self.shards),
                 "num_names": len(classes.names),
@@ -151,12 +151,13 @@ def namesakes(classes: ClassNames, class_group: Int64[Tensor, " c"]) -> Int64[Te
 
 
 def read_templates(templates: str | Sequence[str]) -> list[str]:
-    """The templates themselves, or the lines of the file they stand in."""
+    """The templates themselves, or the lines of the file they stand in, without blanks around them."""
     if isinstance(templates, str):
         path = Path(templates)
         if not path.is_file():
             raise ConfigError(f"templates={templates}: no such file; give a text file or a list of sentences")
-        return _checked([line for line in read_text(path).splitlines() if line.strip()], f"templates={path}")
+        lines = read_text(path).split("\n")
+        return _checked([line.strip() for line in lines if line.strip()], f"templates={path}")
     return _checked(templates, "templates")
 
 

@@ -25,7 +25,7 @@ from vlm.inference.checkpoint import (
 from vlm.inference.decoding import Decoding
 from vlm.inference.embed import CaptionLine, Embedder, ImageEmbeddings, Patterns, Pictures, TextEmbeddings
 from vlm.inference.interpolate import Line, interpolate
-from vlm.inference.load import Loaded, load
+from vlm.inference.load import Loaded, load, weights_file
 from vlm.inference.rebuild import Rebuilt
 
 __all__ = [
@@ -63,5 +63,6 @@ __all__ = [
     "save_weights",
     "verify",
     "versions",
+    "weights_file",
     "write_captions",
 ]

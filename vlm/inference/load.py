@@ -36,6 +36,17 @@ class Loaded(NamedTuple):
     """None where the model has no text tower."""
 
 
+def weights_file(weights: str) -> str:
+    """The file of a checkpoint that holds `weights`, as `load` takes them.
+
+    Raises:
+        ConfigError: they are neither "model" nor "ema".
+    """
+    if weights not in _FILES:
+        raise ConfigError(f"weights={weights} is not one of {', '.join(_FILES)}")
+    return _FILES[weights]
+
+
 def load(path: str | Path, *, weights: str = "model", device: str | torch.device = "cpu") -> Loaded:
     """Rebuild the model of a checkpoint folder, or of the last checkpoint of a run folder.
 
@@ -48,9 +59,8 @@ def load(path: str | Path, *, weights: str = "model", device: str | torch.device
         ConfigError: `weights` is neither.
         CheckpointError: there is no checkpoint, or it is incomplete, damaged, or contradicts itself.
     """
-    if weights not in _FILES:
-        raise ConfigError(f"weights={weights} is not one of {', '.join(_FILES)}")
-    checkpoint, name = latest_checkpoint(path), _FILES[weights]
+    name = weights_file(weights)
+    checkpoint = latest_checkpoint(path)
     description = read_description(checkpoint)
     if name == EMA and EMA not in description.files:
         raise CheckpointError(

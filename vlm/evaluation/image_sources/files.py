@@ -38,7 +38,7 @@ def place(image: str, roots: Sequence[Path]) -> str:
 def lines_of(path: Path) -> Iterator[tuple[str, str]]:
     """Where each line that is not empty stands, and the line."""
     # splitlines would cut at U+2028 too, which a caption may hold
-    for number, line in enumerate(read_text(path).removeprefix("\ufeff").split("\n"), start=1):
+    for number, line in enumerate(read_text(path).split("\n"), start=1):
         if line.strip():
             yield f"{path}: line {number}", line.rstrip("\r")
 

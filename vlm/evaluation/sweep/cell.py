@@ -47,11 +47,28 @@ class Cell:
 
     def fingerprint(self, folder: Path) -> str | None:
         """Of what the finished cell was made from; None where it is not finished."""
+        content = self._read(folder)
+        try:
+            if content["confidence"] and not self.file(folder, ending=".outcomes.parquet").is_file():
+                return None
+            return str(content["fingerprint"]) if content["format"] == FORMAT else None
+        except (KeyError, TypeError):
+            return None
+
+    def made_of(self, folder: Path) -> tuple[str, str] | None:
+        """Path and sha256 of the checkpoint of the cell that is there."""
+        try:
+            checkpoint = self._read(folder)["checkpoint"]
+            return str(checkpoint["path"]), str(checkpoint["sha256"])
+        except (KeyError, TypeError):
+            return None
+
+    def _read(self, folder: Path) -> dict[str, Any]:
         try:
             content = json.loads(self.file(folder).read_text("utf-8"))
-            return str(content["fingerprint"]) if content["format"] == FORMAT else None
-        except (OSError, ValueError, KeyError, TypeError):
-            return None
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
 
     def write(self, folder: Path, result: Result, about: Mapping[str, Any]) -> None:
         """Write a finished cell: its outcomes first, so that numbers never stand without them.
@@ -126,6 +143,7 @@ def _table(outcomes: tuple[Outcomes, ...]) -> pa.Table:
             "picture": part.picture,
             "category": list(part.category),
             "answer": list(part.answer),
+            "asked": list(part.asked),
         }
         columns |= {
             metric: pa.array(values, pa.float64(), from_pandas=True) for metric, values in part.values.items()

@@ -18,6 +18,9 @@ VECTORS = 2
 """Raised with every change of this package that makes other vectors of the same files: of how pictures are
 decoded and cut, or texts tokenized."""
 
+_OF_LANGUAGES = frozenset({"names", "templates", "captions", "cases"})
+"""The keys of a data set under which each language has its own."""
+
 _FOLDERS = frozenset({"root", "images"})
 """The keys that name folders; elsewhere a word may be called like one by chance."""
 
@@ -25,6 +28,24 @@ _FOLDERS = frozenset({"root", "images"})
 def digest_of(value: Any) -> str:
     """sha256 of plain data."""
     return hashlib.sha256(json.dumps(value, sort_keys=True, ensure_ascii=False).encode()).hexdigest()
+
+
+def part_for(node: Any, language: str | None, templates: str | None) -> Any:
+    """What of a definition one question is about: no other language, no other templates.
+
+    So a language or templates that are added, renamed or changed leave the other questions what they were.
+    """
+    if not isinstance(node, Mapping):
+        return node
+    kept = {
+        key: {language: value[language]} if isinstance(value, Mapping) and language in value else value
+        for key, value in node.items()
+        if key not in _OF_LANGUAGES or language is not None
+    }
+    own = kept.get("templates")
+    if isinstance(own, Mapping) and isinstance(own.get(language), Mapping):
+        kept["templates"] = {language: {templates: own[language][templates]}}
+    return kept
 
 
 class Digests:
@@ -37,6 +58,7 @@ class Digests:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._known: dict[str, str] = {}
+        self._files: dict[int, tuple[ImageSource, Any]] = {}
 
     def of_data(self, node: Any, dataset: Any) -> Any:
         """A definition, the bytes of the files that it names, and what lies in its folders.
@@ -46,7 +68,12 @@ class Digests:
             dataset: of its sources of image files, the name, size and time of each file count.
         """
         sources = [value for value in vars(dataset).values() if isinstance(value, ImageSource)]
-        return [self._of_node(node, key=""), [_statuses(source) for source in sources]]
+        return [self._of_node(node, key=""), [self._of_files(source) for source in sources]]
+
+    def _of_files(self, source: ImageSource) -> Any:
+        if id(source) not in self._files:  # asked again for each question about a data set
+            self._files[id(source)] = source, _statuses(source)
+        return self._files[id(source)][1]
 
     def _of_node(self, node: Any, *, key: str) -> Any:
         """A folder under one of the keys of folders is the names, sizes and times of what lies in it."""

@@ -18,9 +18,9 @@ from vlm.errors import ConfigError, LostRankError, OutputError, VlmError
 from vlm.evaluation.datasets import TASKS, DataSet, Task
 from vlm.evaluation.evaluator import Result
 from vlm.evaluation.sweep.cache import CachedEmbedder, EmbeddingCache, Work
-from vlm.evaluation.sweep.candidates import Candidate
+from vlm.evaluation.sweep.candidates import Candidate, Candidates
 from vlm.evaluation.sweep.cell import AGAIN, FORMAT, Cell, main_metric
-from vlm.evaluation.sweep.identity import VECTORS, Digests, digest_of
+from vlm.evaluation.sweep.identity import VECTORS, Digests, digest_of, part_for
 from vlm.evaluation.sweep.table import write_table
 from vlm.files import write_json, writing
 from vlm.inference import Loaded, load, versions
@@ -83,6 +83,8 @@ class Summary:
     failed: dict[Cell, str] = field(default_factory=dict)
     broken: dict[str, str] = field(default_factory=dict)
     """Data sets of which not even the questions could be read."""
+    unreadable: dict[str, str] = field(default_factory=dict)
+    """Checkpoints that a pattern matches and that cannot be read."""
     elsewhere: list[str] = field(default_factory=list)
     """Checkpoints and data sets that another process is at."""
 
@@ -116,7 +118,7 @@ class _Question:
 
 
 def sweep(
-    find: Callable[[], list[Candidate]],
+    find: Callable[[], Candidates],
     definitions: Mapping[str, Definition],
     folder: Path,
     settings: Settings,
@@ -138,27 +140,32 @@ def sweep(
     """
     control = ControlGroup()
     digests = Digests(settings.cache / "digests")
-    candidates = control.first_rank_does(find)
+    candidates, unreadable = control.first_rank_does(find)
     work = _Sweep(folder, settings, topology, control, digests)
-    asked = control.first_rank_does(lambda: _asked(definitions, settings, work.summary.broken))
+    work.summary.unreadable |= unreadable
+    asked = _asked(definitions, settings, work.summary.broken)
     identities = control.first_rank_does(
         lambda: {
-            name: digest_of(digests.of_data(definitions[name].node, definitions[name].dataset))
-            for name in asked
+            name: [_identity(definitions[name], task, digests) for task in asked[name]] for name in asked
         }
     )
     questions = {
         name: [
-            _Question(dataset=name, task=task, definition=definitions[name].node, identity=identities[name])
-            for task in tasks
+            _Question(dataset=name, task=task, definition=definitions[name].node, identity=identity)
+            for task, identity in zip(tasks, identities[name], strict=True)
         ]
         for name, tasks in asked.items()
     }
     start = settings.first % len(candidates)
     for candidate in candidates[start:] + candidates[:start]:
         work.ask(candidate, questions)
-    control.first_rank_does(lambda: write_table(folder))
+        control.first_rank_does(lambda: write_table(folder))  # what ends the sweep leaves the table so far
     return work.summary
+
+
+def _identity(definition: Definition, task: Task, digests: Digests) -> str:
+    node = part_for(definition.node, task.language, task.templates)
+    return digest_of(digests.of_data(node, definition.dataset))
 
 
 def _asked(
@@ -174,6 +181,11 @@ def _asked(
                 raise
             logger.warning("data set %s is left out: %s", name, error)
             broken[name] = _said(error)
+    there = {task.language for tasks in offered.values() for task in tasks} - {None}
+    for language in settings.languages or ():
+        if language not in there:
+            known = ", ".join(sorted(map(str, there))) or "none"
+            raise ConfigError(f"languages: none of the data sets has {language!r}; there is {known}")
     asked = {name: [task for task in tasks if settings.asks(task)] for name, tasks in offered.items()}
     found = {name: tasks for name, tasks in asked.items() if tasks}
     if not found:
@@ -255,6 +267,7 @@ class _Sweep:
             cell = question.of(candidate)
             if not question.suits(candidate.model):
                 continue
+            self._refuse_namesake(candidate, cell)
             if cell.fingerprint(self.folder) == question.fingerprint(candidate, self.settings):
                 cell.forget_failure(self.folder)
                 self.summary.kept.append(cell)
@@ -263,6 +276,18 @@ class _Sweep:
             else:
                 numbers.append(number)
         return numbers
+
+    def _refuse_namesake(self, candidate: Candidate, cell: Cell) -> None:
+        """Cells of another checkpoint that is called the same are not written over."""
+        other = cell.made_of(self.folder)
+        if other is None:
+            return
+        path, sha256 = other
+        if path != str(candidate.source.absolute()) and sha256 != candidate.sha256:
+            raise ConfigError(
+                f"checkpoints: {candidate.source} would be called {candidate.name}, as {path} is, whose "
+                f"cells are in out={self.folder}; name another out, or rename the folder of one"
+            )
 
     def _wrong_with(self, question: _Question, cell: Cell) -> str | None:
         """What is wrong with what an evaluator reads; looked at once, whoever is asked."""
@@ -355,7 +380,7 @@ def _about(
             "run": candidate.run,
             "step": candidate.step,
             "weights": candidate.weights,
-            "path": str(candidate.path.absolute()),
+            "path": str(candidate.source.absolute()),
             "sha256": candidate.sha256,
             "num_parameters": sum(weight.numel() for weight in model.parameters()),
         },

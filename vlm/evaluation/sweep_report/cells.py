@@ -1,14 +1,19 @@
 """What a sweep's folder holds: checkpoints, what they were asked, and the cells where both meet."""
 
 import json
+import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from vlm.errors import ConfigError, DataError
 from vlm.evaluation.sweep.cell import FORMAT
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 TASKS = {
     "zeroshot_classification": "Zero-shot classification",
@@ -106,6 +111,8 @@ class Sweep:
     cells: dict[tuple[str, Question], Cell]
     failures: dict[tuple[str, Question], str]
     """What went wrong, where there is no cell."""
+    unread: list[str]
+    """What is wrong with files that cannot be read."""
 
     @property
     def datasets(self) -> list[str]:
@@ -141,18 +148,21 @@ def read_sweep(folder: Path) -> Sweep:
 
     Raises:
         ConfigError: there is no such folder, or no sweep in it.
-        DataError: a cell is of another format, or cannot be read.
+        DataError: no cell can be read.
     """
     if not folder.is_dir():
         raise ConfigError(f"sweep={folder} is no folder; name the out=FOLDER of vlm sweep")
-    cells = [_cell(path, folder) for path in sorted((folder / "cells").rglob("*.json"))]
+    unread: list[str] = []
+    cells = list(_each(folder / "cells", lambda path: _cell(path, folder), unread))
+    if unread and not cells:
+        raise DataError(unread[0])
     if not cells:
         raise ConfigError(
             f"sweep={folder} holds no finished cell (cells/<checkpoint>/<data set>.<task>.json); "
             f"{_found_instead(folder)}"
         )
     by_place = {(cell.checkpoint.name, cell.question): cell for cell in cells}
-    failed = [_failure(path, folder / "failed") for path in sorted((folder / "failed").rglob("*.json"))]
+    failed = list(_each(folder / "failed", lambda path: _failure(path, folder / "failed"), unread))
     failures = {place: error for place, error in failed if place not in by_place}
     return Sweep(
         folder=folder,
@@ -160,7 +170,18 @@ def read_sweep(folder: Path) -> Sweep:
         questions=sorted({question for _, question in [*by_place, *failures]}, key=lambda one: one.order),
         cells=by_place,
         failures=failures,
+        unread=unread,
     )
+
+
+def _each(folder: Path, read: Callable[[Path], T], unread: list[str]) -> Iterator[T]:
+    """What is in the files of a folder; one that is damaged does not hide the others."""
+    for path in sorted(folder.rglob("*.json")):
+        try:
+            yield read(path)
+        except DataError as error:
+            logger.warning("%s", error)
+            unread.append(str(error))
 
 
 def task_title(task: str) -> str:

@@ -7,7 +7,7 @@ from vlm.evaluation.bootstrap import Difference
 from vlm.evaluation.sweep_report.cells import Cell, Question, Sweep
 from vlm.evaluation.sweep_report.details import Detail, make_detail
 from vlm.evaluation.sweep_report.rows import RowReader, difference
-from vlm.evaluation.sweep_report.table import comparable, overall
+from vlm.evaluation.sweep_report.table import UNRANKED, comparable, overall
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,6 +78,8 @@ def compare(sweep: Sweep, reader: RowReader, *, baseline: str, against: str, num
     for question in sweep.questions:
         before, after = (sweep.cells.get((name, question)) for name in (baseline, against))
         if before is None or after is None or before.value is None or after.value is None:
+            continue
+        if before.main in UNRANKED:
             continue
         if not comparable(before, after):
             num_unlike += 1

@@ -63,6 +63,7 @@ class Case:
     picture: int
     """Position in the data set."""
     true: str
+    asked: str
     before: str
     after: str
 
@@ -220,6 +221,7 @@ def _cases(chosen: Int64[ndarray, " k"], before: Rows, after: Rows, wanted: int)
         Case(
             picture=int(before.picture[row]),
             true=before.category.of(row),
+            asked=before.asked.of(row),
             before=before.answer.of(row),
             after=after.answer.of(row),
         )

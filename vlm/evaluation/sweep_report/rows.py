@@ -39,6 +39,7 @@ class Rows:
     """Whether the metric is the mean over categories of the means within."""
     category: Labels
     answer: Labels
+    asked: Labels
 
     @property
     def groups(self) -> Int64[ndarray, " n"] | None:
@@ -85,7 +86,7 @@ def _rows(path: Path, metric: str) -> Rows | None:
     with pq.ParquetFile(path) as file:
         if metric not in file.schema_arrow.names:
             return None
-        table = file.read(columns=["picture", "category", "answer", metric])
+        table = file.read(columns=["picture", "category", "answer", "asked", metric])
         about = json.loads((file.schema_arrow.metadata or {}).get(b"vlm", b"{}"))
     values = np.asarray(table[metric].to_numpy(), dtype=np.float64)
     present = ~np.isnan(values)  # null where the row is of another query
@@ -95,6 +96,7 @@ def _rows(path: Path, metric: str) -> Rows | None:
         balanced=metric in about.get("balanced", []),
         category=_labels(table["category"], present),
         answer=_labels(table["answer"], present),
+        asked=_labels(table["asked"], present),
     )
 
 

@@ -10,8 +10,12 @@ from vlm.evaluation.report import label
 from vlm.evaluation.sweep_report.cells import Cell, Checkpoint, Question, Sweep, task_title
 from vlm.evaluation.sweep_report.rows import RowReader, difference
 
-_NO_SHARES = frozenset({"CIDEr", "perplexity", "mean_length", "error"})
+_CORRELATIONS = frozenset({"kendall_tau_b", "kendall_tau_c", "spearman"})
+_NO_SHARES = frozenset({"CIDEr", "perplexity", "mean_length", "error", "clip_score"}) | _CORRELATIONS
 """Metrics of another scale, which no average over data sets takes in."""
+
+UNRANKED = frozenset({"clip_score"})
+"""Metrics of which more is not better: a model whose cosines are all high has a high CLIPScore."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -205,10 +209,10 @@ def _shift(sweep: Sweep, shifted: Question, base: Question) -> Column:
 def _cells(sweep: Sweep, question: Question, reader: RowReader) -> Column:
     column = sweep.column(question)
     values = [column[point.name].value if point.name in column else None for point in sweep.checkpoints]
-    entries = _with_best(values)
+    metric = _metric(column)
+    entries = [Entry(value=value) for value in values] if metric in UNRANKED else _with_best(values)
     best = next((n for n, entry in enumerate(entries) if entry.best), None)
     tied = _tied(column, sweep.checkpoints[best].name, reader) if best is not None else set()
-    metric = _metric(column)
     head = Head(
         group=task_title(question.task),
         title=question.dataset,
@@ -258,9 +262,9 @@ def comparable(a: Cell, b: Cell) -> bool:
 
 
 def _with_best(values: Sequence[float | None]) -> list[Entry]:
-    """The highest are marked, if there is another to be better than."""
+    """The highest are marked, if there is another that is lower."""
     known = [value for value in values if value is not None]
-    best = max(known) if len(known) > 1 else None
+    best = max(known) if known and max(known) > min(known) else None
     return [Entry(value=value, best=value is not None and value == best) for value in values]
 
 
@@ -306,7 +310,7 @@ def _chance(sweep: Sweep, head: Head) -> float | None:
 
 
 def _remarks(sweep: Sweep) -> list[str]:
-    remarks = []
+    remarks = [f"{error}." for error in sweep.unread]
     for question in sweep.questions:
         cells = sweep.column(question).values()
         if len({cell.data_sha256 for cell in cells}) > 1:
