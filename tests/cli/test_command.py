@@ -1,8 +1,10 @@
+from pathlib import Path
 from typing import NoReturn
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
+from typed import said_by
 
 from vlm.cli.command import command, quote_value
 from vlm.errors import DataError, StoppedError
@@ -78,3 +80,24 @@ def test_before_ranks_are_joined_the_first_speaks_for_all(
 )
 def test_lists_are_read_as_they_were_meant(typed: str, value: list) -> None:
     assert OverridesParser.create().parse_override(quote_value(typed)).value() == value
+
+
+@pytest.mark.parametrize("typed", ["datasets=[nosuch]", "datasets=nosuch"])
+def test_an_absent_option_is_answered_by_those_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, typed: str
+) -> None:
+    (tmp_path / "datasets" / "of").mkdir(parents=True)
+    (tmp_path / "datasets" / "of" / "mine.yaml").write_text("{}")
+    where = ("checkpoints=x", f"out={tmp_path}/out")
+    said = said_by(monkeypatch, "sweep", "--config-dir", str(tmp_path), typed, *where)
+    assert said.startswith(
+        "ConfigError: In 'sweep': datasets has no 'nosuch'; there are caltech101, cifar10, "
+    )
+    assert ", muge, of/mine, toy, " in said
+    assert said.endswith("; a file datasets/nosuch.yaml of your own is found by --config-dir FOLDER")
+
+
+@pytest.mark.parametrize("typed", ["datasets=[7]", "datasets=[toy, null]", "datasets=null", "datasets=7"])
+def test_an_option_that_is_no_name_is_refused(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    said = said_by(monkeypatch, "sweep", typed, "checkpoints=x", "out=x")
+    assert said.startswith(f"ConfigError: {typed} names no option of datasets; use caltech101, cifar10, ")

@@ -31,7 +31,7 @@ def command(*arguments: str) -> subprocess.CompletedProcess[str]:
         (["vlm.cli.main", "evaluate", "run=x", "suite=zero_shot"], "suite.root"),
         (
             ["vlm.cli.train", "experiment=toy", "suite=null"],
-            "use captioning, coca_toy, compositional, emoji, few_shot",
+            "use captioning, captioning/coco, coca_toy, compositional, ",
         ),
         (
             [

@@ -85,6 +85,11 @@ def _in_words(error: BaseException) -> str:
         said.append(str(cause).partition("\n")[0])
     if "Key 'experiment' not in" in said[0]:
         said.append("a recipe begins with the line # @package _global_")
+    absent = re.match(r"(In '[^']*': )Could not (?:load|find) '([^'/]+)/([^']+)'", said[0])
+    if absent and (options := _options(absent[2])):
+        where, group, name = absent.groups()
+        own = f"a file {group}/{name}.yaml of your own is found by --config-dir FOLDER"
+        said = [f"{where}{group} has no {name!r}; there are {options}; {own}"]
     if file := _file_of(error):
         said.insert(0, f"{file} cannot be read")
     return re.sub(r" Config search path:.*", "", "; ".join(said))[:_LONGEST]
@@ -92,9 +97,7 @@ def _in_words(error: BaseException) -> str:
 
 def _file_of(error: BaseException) -> str | None:
     """The yaml file of the user at which loading fails in the same way; some errors do not name it."""
-    words = [word for argument in sys.argv for word in argument.split("=")]
-    folders = [after for word, after in pairwise(words) if word in ("--config-dir", "-cd")]
-    for path in sorted(path for folder in folders for path in Path(folder).rglob("*.yaml")):
+    for path in sorted(path for folder in _own_folders() for path in Path(folder).rglob("*.yaml")):
         try:
             OmegaConf.to_container(OmegaConf.load(path))
         except (OmegaConfBaseException, UnicodeError, RecursionError) as found:
@@ -103,6 +106,19 @@ def _file_of(error: BaseException) -> str | None:
         except (YAMLError, OSError):  # names the file itself
             return None
     return None
+
+
+def _own_folders() -> list[str]:
+    """Folders of the user's, given by `--config-dir`."""
+    words = [word for argument in sys.argv for word in argument.split("=")]
+    return [after for word, after in pairwise(words) if word in ("--config-dir", "-cd")]
+
+
+def _options(group: str) -> str:
+    """The files of a group, those in folders of it too."""
+    folders = [Path(folder, group) for folder in (config_dir(), *_own_folders())]
+    files = [path.relative_to(folder) for folder in folders for path in folder.rglob("*.yaml")]
+    return ", ".join(sorted({file.with_suffix("").as_posix() for file in files}))
 
 
 def _exit(error: Exception) -> NoReturn:
@@ -168,13 +184,13 @@ def _elements(inside: str) -> list[str]:
 
 
 def _refuse_null_groups(arguments: list[str]) -> None:
-    """Hydra answers `suite=null` and `model=7` with errors that do not name the key."""
+    """Hydra answers `suite=null`, `model=7` and `datasets=[7]` with errors that do not name the key."""
     for argument in arguments:
         group, _, option = argument.partition("=")
-        no_name = re.fullmatch(r"null|true|false|[-+.\d]+", option)
+        names = option[1:-1].split(",") if option[:1] == "[" else [option]
+        no_name = any(re.fullmatch(r"null|true|false|[-+.\d]+", name.strip()) for name in names)
         if no_name and group.isidentifier() and Path(config_dir(), group).is_dir():
-            options = sorted(path.stem for path in Path(config_dir(), group).glob("*.yaml"))
-            sys.exit(f"ConfigError: {argument} names no option of {group}; use {', '.join(options)}")
+            sys.exit(f"ConfigError: {argument} names no option of {group}; use {_options(group)}")
 
 
 def _quiet_logging() -> None:
