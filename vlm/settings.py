@@ -5,6 +5,8 @@ opened and no process is started before the whole configuration has passed.
 """
 
 import dataclasses
+import difflib
+import importlib
 import inspect
 import sys
 import types
@@ -244,6 +246,12 @@ def register_schemas() -> None:
     store.store(name="negatives_schema", node=NegativesSettings)
 
 
+def root_keys(schema: str) -> list[str]:
+    """The keys of a root schema, by the name of its class such as `TrainSettings`; empty for another name."""
+    known = globals().get(schema)
+    return [field.name for field in dataclasses.fields(known)] if dataclasses.is_dataclass(known) else []
+
+
 def resolve(config: DictConfig) -> dict[str, Any]:
     """Plain data with every interpolation resolved.
 
@@ -321,7 +329,9 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
     try:
         target: Callable[..., Any] = get_object(node["_target_"])
     except Exception as error:
-        raise ConfigError(f"{key}._target_={node['_target_']} cannot be imported: {error}") from error
+        raise ConfigError(
+            f"{key}._target_={node['_target_']} {_not_imported(node['_target_'], error)}"
+        ) from error
     parameters = inspect.signature(target).parameters
     hints = _type_hints(target)
     values = {str(name): value for name, value in node.items() if not str(name).startswith("_")}
@@ -336,6 +346,18 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
     for name, value in values.items():
         if not _fits(value, hints.get(name, Any)):
             raise ConfigError(_misfit_message(f"{key}.{name}".lstrip("."), value, hints[name]))
+
+
+def _not_imported(target: Any, error: Exception) -> str:
+    module, _, name = str(target).rpartition(".")
+    try:
+        offered = getattr(importlib.import_module(module), "__all__", [])
+    except Exception:
+        offered = []
+    close = difflib.get_close_matches(name, offered, n=1)
+    if close:
+        return f"is not there; did you mean {module}.{close[0]}?"
+    return f"cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
 
 
 def _misfit_message(key: str, value: Any, hint: Any) -> str:

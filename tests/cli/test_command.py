@@ -97,6 +97,13 @@ def test_an_absent_option_is_answered_by_those_there_are(
     assert said.endswith("; a file datasets/nosuch.yaml of your own is found by --config-dir FOLDER")
 
 
+@pytest.mark.parametrize("typed", ["task=knn", "+task=knn", "++task=knn", "+task.first=knn"])
+def test_a_key_that_nobody_reads_is_refused(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
+    """Hydra would advise to add it with a plus, which then does nothing."""
+    said = said_by(monkeypatch, "sweep", "checkpoints=x", "out=x", typed)
+    assert said.startswith("ConfigError: task is not a key of the configuration; did you mean 'tasks'? (")
+
+
 @pytest.mark.parametrize("typed", ["datasets=[7]", "datasets=[toy, null]", "datasets=null", "datasets=7"])
 def test_an_option_that_is_no_name_is_refused(monkeypatch: pytest.MonkeyPatch, typed: str) -> None:
     said = said_by(monkeypatch, "sweep", typed, "checkpoints=x", "out=x")

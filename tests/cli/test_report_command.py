@@ -76,7 +76,10 @@ def test_keys_change_what_is_written(folder: Path, tmp_path: Path, monkeypatch: 
         ),
         (["sweep=SWEEP", "shifts=animals"], "ConfigError: shifts='animals' has to be a mapping"),
         (["sweep=SWEEP", "pictures=-1"], "ConfigError: pictures=-1 is less than none"),
-        (["sweep=SWEEP", "picture=1"], "ConfigError: Could not override 'picture'"),
+        (
+            ["sweep=SWEEP", "picture=1"],
+            "ConfigError: picture is not a key of the configuration; did you mean 'pictures'?",
+        ),
     ],
 )
 def test_mistakes_are_one_line(

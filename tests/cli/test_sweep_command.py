@@ -101,6 +101,9 @@ def test_a_failed_cell_ends_the_command_with_an_error(
         (("colours:\n", "colours:\nother: 3\nmore:\n"), "no _target_; a file of datasets has names"),
         (("templates:\n    en", "templates:\n    zh"), "'en' has names and no templates"),
         (("[colours]", "[colurs]"), "colurs"),
+        (("colours:\n  ", "  "), "without a name; write the name of the data set above it, and indent"),
+        (("ClassificationData", "ClasificationData"), "did you mean vlm.evaluation.ClassificationData?"),
+        (("json.colour", "json.color"), "json.colour"),
         (("checkpoints=", "checkpoints=no/"), "matches nothing"),
     ],
 )
@@ -194,6 +197,7 @@ def test_imagenet_has_a_name_for_each_class_in_both_languages() -> None:
         ({"root": None, "names": ["cars"]}, "names needs clip_benchmark.root"),
         ({"root": "data/wds", "names": None}, "has no {name}"),
         ({"root": "no/wds_{name}", "names": None}, "there is no such folder"),
+        ({"root": "https://hub/wds_{name}", "names": None}, "is an address; download"),
     ],
 )
 def test_a_root_that_leads_nowhere_is_refused(asked: dict[str, object], message: str) -> None:

@@ -19,7 +19,8 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from vlm.errors import CRASHED, OF_ONE_RANK, VlmError
-from vlm.settings import config_dir, register_schemas
+from vlm.schema import unknown_key_message
+from vlm.settings import config_dir, register_schemas, root_keys
 
 _LONGEST = 1000
 """Characters of a message that a library wrote."""
@@ -55,6 +56,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             started = False
             register_schemas()
             _refuse_null_groups(sys.argv[1:])
+            _refuse_new_keys(sys.argv[1:], config_name)
             sys.argv = [sys.argv[0], *(quote_value(argument) for argument in sys.argv[1:])]
             run: Any = hydra.main(version_base="1.3", config_path=config_dir(), config_name=config_name)
             os.environ["HYDRA_FULL_ERROR"] = "1"  # errors come here; Hydra prints stack traces
@@ -63,7 +65,7 @@ def command(config_name: str) -> Callable[[Callable[[DictConfig], None]], Callab
             except Exception as error:
                 if started:
                     raise
-                sys.exit(f"ConfigError: {_in_words(error)}")
+                sys.exit(f"ConfigError: {_unknown_key(error) or _in_words(error)}")
 
         main.__doc__ = function.__doc__
         return main
@@ -93,6 +95,22 @@ def _in_words(error: BaseException) -> str:
     if file := _file_of(error):
         said.insert(0, f"{file} cannot be read")
     return re.sub(r" Config search path:.*", "", "; ".join(said))[:_LONGEST]
+
+
+def _unknown_key(error: BaseException) -> str | None:
+    """A key at the root that the command does not have: Hydra would advise to add it, and nobody reads it."""
+    found = re.search(r"Key '([^']+)' not in '(\w+Settings)'", str(error.__cause__ or ""))
+    overridden = str(error).startswith("Could not override")
+    return unknown_key_message(found[1], root_keys(found[2]), where="") if found and overridden else None
+
+
+def _refuse_new_keys(arguments: list[str], config_name: str) -> None:
+    """As `_unknown_key`, of what the user adds."""
+    for argument in arguments:
+        found = re.match(r"\+{1,2}([A-Za-z_]\w*)[=.@]", argument)
+        known = root_keys(f"{config_name.capitalize()}Settings")
+        if found and known and not {found[1]} <= {*known, "hydra", "experiment"}:
+            sys.exit(f"ConfigError: {unknown_key_message(found[1], known, where='')}")
 
 
 def _file_of(error: BaseException) -> str | None:

@@ -79,6 +79,11 @@ def _definitions(values: dict[str, Any]) -> "dict[str, Definition]":
             "no data set is named; set datasets=[cifar10,...], or clip_benchmark.root='data/wds_{name}'"
         )
     found = {}
+    if "_target_" in nodes:
+        raise ConfigError(
+            f"datasets: a file holds _target_={nodes['_target_']} without a name; write the name of the data "
+            "set above it, and indent what follows"
+        )
     for name, node in nodes.items():
         if not isinstance(node, Mapping) or "_target_" not in node:
             raise ConfigError(
@@ -98,6 +103,10 @@ def _folders(asked: Mapping[str, Any]) -> dict[str, str]:
         if names:
             raise ConfigError("clip_benchmark.names needs clip_benchmark.root, such as 'data/wds_{name}'")
         return {}
+    if "://" in root:
+        raise ConfigError(
+            f"clip_benchmark.root={root!r} is an address; download the data sets and name a folder"
+        )
     before, found, after = root.partition("{name}")
     if not found:
         raise ConfigError(f"clip_benchmark.root={root!r} has no {{name}}, where the name of a data set goes")

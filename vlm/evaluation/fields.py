@@ -23,7 +23,8 @@ def label_of(record: Mapping[str, Any], field: str) -> Label:
     value = lookup(record, field)
     if not isinstance(value, int | str):
         raise DataError(
-            f"sample {record['key']} has {field}={value!r}; expected a number or a text as its label"
+            f"sample {record['key']} has {field}={value!r:.80}; expected a number or a text as its label"
+            f"{_instead(record)}"
         )
     return value
 
@@ -42,5 +43,16 @@ def every_caption(record: Mapping[str, Any], fields: Sequence[str], *, or_none: 
     """
     found = [line for field in fields for line in captions_of(record, field)]
     if not found and not (or_none and any(lookup(record, field) == [] for field in fields)):
-        raise DataError(f"sample {record['key']} has no caption in {list(fields)}; set `captions`")
+        raise DataError(
+            f"sample {record['key']} has no caption in {list(fields)}; set `captions`{_instead(record)}"
+        )
     return found
+
+
+def _instead(record: Mapping[str, Any]) -> str:
+    """The fields that a sample does have."""
+    names = [name for name in record if name != "key" and not isinstance(record[name], Mapping)]
+    names += [
+        f"{name}.{inner}" for name, value in record.items() if isinstance(value, Mapping) for inner in value
+    ]
+    return f" (it has {', '.join(names[:20])})" if names else ""
