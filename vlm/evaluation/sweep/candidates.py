@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -173,7 +174,7 @@ def _own(path: Path, weights: str, *, name: str | None = None) -> Candidate:
         "preprocess": description.preprocess.to_mapping(),
     }
     return Candidate(
-        run=name or run.absolute().name,
+        run=name or _name_of(run),
         part=f"{part}_ema" if file == EMA else part,
         path=path,
         weights="ema" if file == EMA else "model",
@@ -181,6 +182,11 @@ def _own(path: Path, weights: str, *, name: str | None = None) -> Candidate:
         sha256=description.files[file]["sha256"],
         made_by=digest_of(facts),
     )
+
+
+def _name_of(folder: Path) -> str:
+    """Also of `..`, which is no name of a file."""
+    return os.path.basename(os.path.abspath(folder))
 
 
 def _foreign(path: Path, given: Given, imported: Path, weights: str) -> Candidate:
@@ -192,7 +198,7 @@ def _foreign(path: Path, given: Given, imported: Path, weights: str) -> Candidat
         for file in (sorted(place.iterdir()) if place.is_dir() else [place])
         if file.is_file()
     ]
-    name = path.stem if path.is_file() else path.absolute().name
+    name = path.stem if path.is_file() else _name_of(path)
     out = imported / f"{name}_{hashlib.sha256(repr((sizes, given)).encode()).hexdigest()[:12]}"
     imported.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{out}.lock"):
