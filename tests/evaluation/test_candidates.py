@@ -8,6 +8,7 @@ import pytest
 import torch
 from foreign_models import clip_folder, write_tokenizer
 from safetensors.torch import load_file
+from tiny import save_tiny
 
 from vlm.errors import ConfigError
 from vlm.evaluation.sweep import Candidate, OpenClip, find_candidates
@@ -85,6 +86,18 @@ def test_checkpoints_of_one_name_are_named_together(tmp_path: Path, bare: dict[s
             [f"ViT-tiny:{tmp_path}/epoch_32.pt", f"ViT-tiny:{tmp_path}/other/epoch_32.pt"],
             **bare,
         )
+
+
+def test_a_folder_that_is_named_by_dots_is_called_what_it_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, _ = clip_folder(tmp_path / "clip-tiny")
+    save_tiny(tmp_path / "tiny" / "checkpoints" / "step_00000007")
+    (folder / "within").mkdir()
+    monkeypatch.chdir(folder / "within")
+    assert [candidate.name for candidate in found(tmp_path, "..")] == ["clip-tiny"]
+    monkeypatch.chdir(tmp_path / "tiny" / "checkpoints")
+    assert [candidate.name for candidate in found(tmp_path, "..")] == ["tiny/step_00000007"]
 
 
 def test_weights_that_no_checkpoint_has_are_refused_first(tmp_path: Path) -> None:

@@ -118,9 +118,15 @@ def test_missing_files_are_found_before_any_model_runs(tmp_path: Path) -> None:
     write_picture(tmp_path / "1.png")
     source = ImageSet(files, [{"key": "k", "cls": 0}] * 3)
     evaluator = NearestNeighbours(source, write_folder(tmp_path / "f"), label="cls", k=1, temperature=1.0)
-    message = r"train: 2 of 3 pictures of 3 files are missing, the first would be .*0\.png; correct"
+    message = r"^2 of 3 pictures of 3 files are missing, the first would be .*0\.png; correct"
     with pytest.raises(DataError, match=message):
         evaluator.check()
+
+
+def test_a_table_without_rows_is_named_without_a_key_of_another_command(tmp_path: Path) -> None:
+    (tmp_path / "empty.csv").write_text("path,label\n")
+    with pytest.raises(DataError, match=r"^the table .*empty\.csv has no rows"):
+        ImageTable(str(tmp_path / "empty.csv")).read()
 
 
 def test_files_that_are_no_images_are_counted_and_the_first_is_named(tmp_path: Path) -> None:

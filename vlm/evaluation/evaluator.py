@@ -106,7 +106,7 @@ def records_of(pictures: Pictures, *, key: str = "shards") -> list[dict[str, Any
         DataError: there are none, or an image file is missing.
     """
     if isinstance(pictures, ImageSource):
-        records = list(_complete(pictures, key).records)
+        records = list(_complete(pictures).records)
     else:
         records = list(read_records(open_shards(pictures, key=key)))
     if not records:
@@ -114,13 +114,13 @@ def records_of(pictures: Pictures, *, key: str = "shards") -> list[dict[str, Any
     return records
 
 
-def _complete(source: ImageSource, key: str) -> ImageSet:
+def _complete(source: ImageSource) -> ImageSet:
     images = source.read()
     missing = images.missing()
     if missing:
         raise DataError(
-            f"{key}: {len(missing)} of {len(images.files)} pictures of {source} are missing, the first would "
-            f"be {missing[0]}; correct the folder of the pictures, or leave these out of the list"
+            f"{len(missing)} of {len(images.files)} pictures of {source} are missing, the first would be "
+            f"{missing[0]}; correct the folder of the pictures, or leave these out of the list"
         )
     return images
 

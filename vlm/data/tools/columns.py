@@ -76,7 +76,7 @@ def choose_image(table: Table, *, image: str | None, root: Path) -> str:
 def _rows(table: Table) -> list[Row]:
     rows = [row for row in first_rows(table) if row.values]
     if not rows:
-        raise DataError(f"input={table.path} has no rows")
+        raise DataError(f"the table {table.path} has no rows")
     return rows
 
 

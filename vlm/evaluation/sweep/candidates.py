@@ -3,6 +3,7 @@
 import hashlib
 import importlib.util
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -222,11 +223,12 @@ class _Finder:
 def _named(path: Path) -> tuple[str, str, int]:
     """Run, part and step of a model of another project; open_clip writes `<run>/checkpoints/epoch_<n>.pt`."""
     if path.is_dir():
-        return path.absolute().name, "", 0
-    if path.absolute().parent.name != "checkpoints":
+        return _name_of(path), "", 0
+    place = Path(os.path.abspath(path))
+    if place.parent.name != "checkpoints":
         return path.stem, "", 0
     number = re.search(r"\d+$", path.stem)
-    return path.absolute().parent.parent.name, path.stem, int(number.group()) if number else 0
+    return place.parent.parent.name, path.stem, int(number.group()) if number else 0
 
 
 def _own(path: Path, weights: str) -> Candidate:
@@ -242,7 +244,7 @@ def _own(path: Path, weights: str) -> Candidate:
         "preprocess": description.preprocess.to_mapping(),
     }
     return Candidate(
-        run=run.absolute().name,
+        run=_name_of(run),
         part=f"{part}_ema" if file == EMA else part,
         path=path,
         source=path,
@@ -252,3 +254,8 @@ def _own(path: Path, weights: str) -> Candidate:
         sha256=description.files[file]["sha256"],
         made_by=digest_of(facts),
     )
+
+
+def _name_of(folder: Path) -> str:
+    """Also of `..`, which is no name of a file."""
+    return os.path.basename(os.path.abspath(folder))

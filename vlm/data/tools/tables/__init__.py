@@ -37,7 +37,7 @@ def open_table(path: Path, *, separator: str | None) -> Table:
     if ending in _DELIMITED:
         return DelimitedTable.open(path, separator=separator)
     known = ", ".join((*_DELIMITED, *_JSON_LINES, ".parquet"))
-    raise DataError(f"input={path} is no folder, and no table to judge by its name ({known}); rename it")
+    raise DataError(f"{path} is no folder, and no table to judge by its name ({known}); rename it")
 
 
 def first_rows(table: Table) -> list[Row]:

@@ -50,7 +50,7 @@ class DelimitedTable(Table):
         columns = tuple(cell.strip() for cell in cells)
         if len(set(columns)) < len(columns):
             raise DataError(
-                f"input={path} has two columns of one name among {', '.join(columns)}; rename one"
+                f"the table {path} has two columns of one name among {', '.join(columns)}; rename one"
             )
         start = rows[1][0] if len(rows) > 1 else path.stat().st_size
         return dataclasses.replace(whole, columns=columns, start=start)
@@ -127,8 +127,8 @@ def _sniff(lines: Sequence[str], *, path: Path) -> str:
         best = "\t"
     if agreement[best] == (0, 0):
         raise DataError(
-            f"input={path} is cut into columns by none of comma, tab, semicolon and bar; name what does, "
-            "as in separator=tab"
+            f"the table {path} is cut into columns by none of comma, tab, semicolon and bar; use one "
+            "of them, or name for vlm shards pack what does, as in separator=tab"
         )
     return best
 

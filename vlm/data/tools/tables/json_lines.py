@@ -35,7 +35,9 @@ class JsonLinesTable(Table):
         rows = itertools.islice(cls(path=path, columns=()).rows(), HEAD)
         columns = tuple(dict.fromkeys(name for row in rows for name in row.values))
         if not columns:
-            raise DataError(f"input={path} has no json object in its first lines; each line has to be one")
+            raise DataError(
+                f"the table {path} has no json object in its first lines; each line has to be one"
+            )
         return cls(path=path, columns=columns)
 
     @property

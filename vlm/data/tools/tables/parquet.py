@@ -39,7 +39,7 @@ class ParquetTable(Table):
         try:
             schema = cls(path=path, columns=())._file.schema_arrow
         except (pa.ArrowException, OSError) as error:
-            raise DataError(f"input={path} is no Parquet file: {error}") from None
+            raise DataError(f"the table {path} is no Parquet file: {error}") from None
         return cls(path=path, columns=tuple(field.name for field in schema if _is_kept(field.type)))
 
     @cached_property
