@@ -118,7 +118,7 @@ def write_cell(folder: Path, model: Model, asked: Asked, **changes: Any) -> Path
     table = outcomes(model, asked)
     balanced = json.loads(table.schema.metadata[b"vlm"])["balanced"]
     metrics, confidence = {}, {}
-    for name in table.column_names[4:]:
+    for name in table.column_names[5:]:
         column = table[name].to_numpy()
         present = ~np.isnan(column)
         groups = np.asarray(table["category"].to_pylist())[present].tolist() if name in balanced else None

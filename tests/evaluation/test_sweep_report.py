@@ -421,9 +421,17 @@ def damaged(folder: Path, how: str) -> None:
         ("cut", r"animals\S+\.json cannot be read"),
     ],
 )
-def test_a_cell_that_cannot_be_read_is_named(folder: Path, how: str, message: str) -> None:
+def test_a_cell_that_cannot_be_read_hides_no_other(
+    folder: Path, how: str, message: str, caplog: pytest.LogCaptureFixture
+) -> None:
     damaged(folder, how)
-    with pytest.raises(DataError, match=f"^sweep: .*{message}"):
+    page, _ = report(folder)
+    assert any(re.search(f"^sweep: .*{message}", words) for words in Page(page).words)
+    assert "clip-vit" in page
+    assert re.search(message, caplog.text)
+    for path in (folder / "cells").rglob("*.json"):
+        path.write_text("no json")
+    with pytest.raises(DataError, match=r"^sweep: .*cannot be read"):
         report(folder)
 
 
