@@ -1,6 +1,10 @@
 """`vlm sweep`: data sets by name, and what is refused."""
 
+import re
 import shutil
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -57,6 +61,24 @@ def test_a_data_set_of_the_users_is_swept(
     assert {(row["checkpoint"], row["dataset"], row["language"]) for row in rows} == {
         ("tiny", "colours", "en")
     }
+
+
+@pytest.mark.long
+def test_a_sweep_that_is_killed_goes_on(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(tmp_path / "tiny", tmp_path / "other")
+    several = [f"checkpoints={tmp_path}/*" if word.startswith("checkpoints=") else word for word in words]
+    process = subprocess.Popen([sys.executable, "-m", "vlm.cli.main", "sweep", *several])
+    while not list((tmp_path / "out").rglob("cells/**/*.json")):
+        assert process.poll() is None
+        time.sleep(0.005)
+    process.kill()
+    process.wait()
+    said = said_by(monkeypatch, "sweep", *several)
+    done, kept = map(int, re.match(r"(\d+) cells are done, (\d+) were before, 0 failed", said).groups())
+    assert done + kept == 2
+    assert kept >= 1
 
 
 def test_folders_of_clip_benchmark_are_found_by_their_root(
