@@ -3,7 +3,8 @@
 from vlm.evaluation.sweep.cache import CachedEmbedder, EmbeddingCache
 from vlm.evaluation.sweep.candidates import Candidate, Candidates, OpenClip, find_candidates
 from vlm.evaluation.sweep.cell import Cell
-from vlm.evaluation.sweep.run import Definition, Settings, Summary, sweep
+from vlm.evaluation.sweep.questions import Definition, Settings
+from vlm.evaluation.sweep.run import Summary, sweep
 from vlm.evaluation.sweep.table import write_table
 
 __all__ = [

@@ -37,14 +37,12 @@ def part_for(node: Any, language: str | None, templates: str | None) -> Any:
     """
     if not isinstance(node, Mapping):
         return node
-    kept = {
-        key: {language: value[language]} if isinstance(value, Mapping) and language in value else value
-        for key, value in node.items()
-        if key not in _OF_LANGUAGES or language is not None
-    }
-    own = kept.get("templates")
-    if isinstance(own, Mapping) and isinstance(own.get(language), Mapping):
-        kept["templates"] = {language: {templates: own[language][templates]}}
+    kept = {key: value for key, value in node.items() if key not in _OF_LANGUAGES}
+    for key in _OF_LANGUAGES & node.keys() if language is not None else ():
+        own = node[key]
+        kept[key] = own[language] if isinstance(own, Mapping) and language in own else own
+    if isinstance(kept.get("templates"), Mapping) and templates in kept["templates"]:
+        kept["templates"] = kept["templates"][templates]
     return kept
 
 

@@ -15,62 +15,24 @@ from filelock import FileLock, Timeout
 from vlm.data import ImageSource
 from vlm.distributed import ControlGroup, Topology
 from vlm.errors import ConfigError, LostRankError, OutputError, VlmError
-from vlm.evaluation.datasets import TASKS, DataSet, Task
 from vlm.evaluation.evaluator import Result
 from vlm.evaluation.sweep.cache import CachedEmbedder, EmbeddingCache, Work
 from vlm.evaluation.sweep.candidates import Candidate, Candidates
-from vlm.evaluation.sweep.cell import AGAIN, FORMAT, Cell, main_metric
-from vlm.evaluation.sweep.identity import VECTORS, Digests, digest_of, part_for
+from vlm.evaluation.sweep.cell import AGAIN, Cell, main_metric
+from vlm.evaluation.sweep.identity import Digests, digest_of
+from vlm.evaluation.sweep.questions import (
+    Definition,
+    Question,
+    Settings,
+    asked_tasks,
+    identities_of,
+    said,
+)
 from vlm.evaluation.sweep.table import write_table
 from vlm.files import write_json, writing
 from vlm.inference import Loaded, load, versions
-from vlm.models import ModelSpec
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """What is asked, and how it is computed.
-
-    Args:
-        tasks: those of `TASKS` that are asked; None: all.
-        languages: of questions with words, those that are asked; None: all.
-        cache: the folder of vectors, which sweeps may share.
-        device, batch_size, num_workers, bf16: as of `Embedder`.
-        first: of the checkpoints, the one to begin with, counted round and round; processes that begin with
-            different ones rarely load the same.
-
-    Raises:
-        ConfigError: there is no such task.
-    """
-
-    tasks: Sequence[str] | None
-    languages: Sequence[str] | None
-    cache: Path
-    device: str
-    batch_size: int
-    num_workers: int
-    bf16: bool
-    first: int = 0
-
-    def __post_init__(self) -> None:
-        for task in self.tasks or ():
-            if task not in TASKS:
-                raise ConfigError(f"tasks: there is no {task!r}; there are {', '.join(TASKS)}")
-
-    def asks(self, task: Task) -> bool:
-        """Whether a question is among those that are asked."""
-        in_language = self.languages is None or task.language is None or task.language in self.languages
-        return in_language and (self.tasks is None or task.name in self.tasks)
-
-
-@dataclass(frozen=True)
-class Definition:
-    """A data set, and the values that it was made from."""
-
-    node: Any
-    dataset: DataSet
 
 
 @dataclass(kw_only=True)
@@ -87,34 +49,6 @@ class Summary:
     """Checkpoints that a pattern matches and that cannot be read."""
     elsewhere: list[str] = field(default_factory=list)
     """Checkpoints and data sets that another process is at."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Question:
-    """A question about a data set, whoever is asked."""
-
-    dataset: str
-    task: Task
-    definition: Any
-    identity: str
-    """Digest of the definition, with the bytes of its files."""
-
-    def of(self, candidate: Candidate) -> Cell:
-        return Cell(
-            checkpoint=candidate.name,
-            dataset=self.dataset,
-            task=self.task.name,
-            language=self.task.language,
-            templates=self.task.templates,
-        )
-
-    def fingerprint(self, candidate: Candidate, settings: Settings) -> str:
-        asked = [self.task.name, self.task.language, self.task.templates]
-        return digest_of([FORMAT, VECTORS, candidate.made_by, settings.bf16, self.identity, asked])
-
-    def suits(self, spec: ModelSpec) -> bool:
-        """Whether a model has the parts that are asked about."""
-        return all(getattr(spec, part) is not None for part in self.task.evaluator.needs)
 
 
 def sweep(
@@ -143,60 +77,20 @@ def sweep(
     candidates, unreadable = control.first_rank_does(find)
     work = _Sweep(folder, settings, topology, control, digests)
     work.summary.unreadable |= unreadable
-    asked = _asked(definitions, settings, work.summary.broken)
-    identities = control.first_rank_does(
-        lambda: {
-            name: [_identity(definitions[name], task, digests) for task in asked[name]] for name in asked
-        }
-    )
+    tasks = asked_tasks(definitions, settings, work.summary.broken)
+    identities = control.first_rank_does(lambda: identities_of(tasks, definitions, digests))
     questions = {
         name: [
-            _Question(dataset=name, task=task, definition=definitions[name].node, identity=identity)
-            for task, identity in zip(tasks, identities[name], strict=True)
+            Question(dataset=name, task=task, definition=definitions[name].about(task), identity=identity)
+            for task, identity in zip(own, identities[name], strict=True)
         ]
-        for name, tasks in asked.items()
+        for name, own in tasks.items()
     }
     start = settings.first % len(candidates)
     for candidate in candidates[start:] + candidates[:start]:
         work.ask(candidate, questions)
         control.first_rank_does(lambda: write_table(folder))  # what ends the sweep leaves the table so far
     return work.summary
-
-
-def _identity(definition: Definition, task: Task, digests: Digests) -> str:
-    node = part_for(definition.node, task.language, task.templates)
-    return digest_of(digests.of_data(node, definition.dataset))
-
-
-def _asked(
-    definitions: Mapping[str, Definition], settings: Settings, broken: dict[str, str]
-) -> dict[str, list[Task]]:
-    """The questions about each data set; what is wrong with one goes into `broken`."""
-    offered: dict[str, list[Task]] = {}
-    for name, definition in definitions.items():
-        try:
-            offered[name] = definition.dataset.tasks()
-        except VlmError as error:
-            if len(definitions) == 1:
-                raise
-            logger.warning("data set %s is left out: %s", name, error)
-            broken[name] = _said(error)
-    there = {task.language for tasks in offered.values() for task in tasks} - {None}
-    for language in settings.languages or ():
-        if language not in there:
-            known = ", ".join(sorted(map(str, there))) or "none"
-            raise ConfigError(f"languages: none of the data sets has {language!r}; there is {known}")
-    asked = {name: [task for task in tasks if settings.asks(task)] for name, tasks in offered.items()}
-    found = {name: tasks for name, tasks in asked.items() if tasks}
-    if not found:
-        there_is = sorted(
-            {f"{t.name} ({t.language or 'any language'})" for ts in offered.values() for t in ts}
-        )
-        raise ConfigError(
-            f"nothing is asked: tasks={settings.tasks}, languages={settings.languages}, datasets "
-            f"{', '.join(definitions) or 'none'}, which offer {', '.join(there_is) or 'nothing'}"
-        )
-    return found
 
 
 class _Sweep:
@@ -213,7 +107,7 @@ class _Sweep:
         self.summary = Summary()
         self._checked: dict[str, str | None] = {}
 
-    def ask(self, candidate: Candidate, questions: Mapping[str, Sequence[_Question]]) -> None:
+    def ask(self, candidate: Candidate, questions: Mapping[str, Sequence[Question]]) -> None:
         """Ask one checkpoint what it was not asked before, by data set."""
         embedder: CachedEmbedder | None = None
         unusable: str | None = None
@@ -252,15 +146,15 @@ class _Sweep:
         try:
             self.control.each_rank_does(work)
         except VlmError as error:
-            return None, _said(error)
+            return None, said(error)
         except Exception as error:
             if self.topology.world_size > 1:
                 raise  # the other ranks wait
             logger.warning("%s", traceback.format_exc())
-            return None, _said(error)
+            return None, said(error)
         return self._embedder(candidate, found[0]), None
 
-    def _open(self, candidate: Candidate, questions: Sequence[_Question]) -> list[int]:
+    def _open(self, candidate: Candidate, questions: Sequence[Question]) -> list[int]:
         """Numbers of the questions that are to be asked now."""
         numbers = []
         for number, question in enumerate(questions):
@@ -289,14 +183,14 @@ class _Sweep:
                 f"cells are in out={self.folder}; name another out, or rename the folder of one"
             )
 
-    def _wrong_with(self, question: _Question, cell: Cell) -> str | None:
+    def _wrong_with(self, question: Question, cell: Cell) -> str | None:
         """What is wrong with what an evaluator reads; looked at once, whoever is asked."""
         if cell.stem not in self._checked:
             try:
                 question.task.evaluator.check()
                 self._checked[cell.stem] = None
             except VlmError as error:
-                self._checked[cell.stem] = _said(error)
+                self._checked[cell.stem] = said(error)
         return self._checked[cell.stem]
 
     def _embedder(self, candidate: Candidate, loaded: Loaded) -> CachedEmbedder:
@@ -311,7 +205,7 @@ class _Sweep:
             made_by=digest_of([candidate.made_by, self.settings.bf16]),
         )
 
-    def _ask_one(self, candidate: Candidate, question: _Question, embedder: CachedEmbedder) -> None:
+    def _ask_one(self, candidate: Candidate, question: Question, embedder: CachedEmbedder) -> None:
         cell = question.of(candidate)
         begin = time.perf_counter()
         embedder.work = Work()
@@ -320,13 +214,13 @@ class _Sweep:
         except (OutputError, LostRankError):
             raise
         except VlmError as error:
-            self._fail(cell, _said(error))
+            self._fail(cell, said(error))
             return
         except Exception as error:
             if self.topology.world_size > 1:
                 raise  # the other ranks wait within the evaluation
             logger.warning("%s", traceback.format_exc())
-            self._fail(cell, _said(error))
+            self._fail(cell, said(error))
             return
         seconds = {**embedder.work.seconds, "total": time.perf_counter() - begin}
         about = _about(candidate, question, result, embedder)
@@ -367,7 +261,7 @@ class _Sweep:
 
 
 def _about(
-    candidate: Candidate, question: _Question, result: Result, embedder: CachedEmbedder
+    candidate: Candidate, question: Question, result: Result, embedder: CachedEmbedder
 ) -> dict[str, Any]:
     """What a cell says beside its result."""
     model, preprocess = embedder.loaded.model, embedder.loaded.preprocess
@@ -404,7 +298,3 @@ def _taken(lock: FileLock) -> bool:
             "%s cannot be locked (%s): another process may do the same work", lock.lock_file, error
         )
     return True
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"
