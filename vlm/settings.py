@@ -351,13 +351,12 @@ def _check_target(node: Mapping[str, Any], key: str) -> None:
 def _not_imported(target: Any, error: Exception) -> str:
     module, _, name = str(target).rpartition(".")
     try:
-        offered = getattr(importlib.import_module(module), "__all__", [])
+        found = importlib.import_module(module)
     except Exception:
-        offered = []
-    close = difflib.get_close_matches(name, offered, n=1)
-    if close:
-        return f"is not there; did you mean {module}.{close[0]}?"
-    return f"cannot be imported: {str(error).splitlines()[0] if str(error) else type(error).__name__}"
+        return f"cannot be imported: {' '.join(str(error).split())}"
+    close = difflib.get_close_matches(name, getattr(found, "__all__", []), n=1)
+    hint = f"; did you mean {module}.{close[0]}?" if close else ""
+    return f"cannot be imported: there is no {name} in {module}{hint}"
 
 
 def _misfit_message(key: str, value: Any, hint: Any) -> str:
