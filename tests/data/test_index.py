@@ -144,6 +144,19 @@ def test_a_shard_shorter_than_its_index_is_an_error_that_names_it(tmp_path):
         cursor.read(0, 4)
 
 
+@pytest.mark.parametrize("suffix", ["tar", "tar.gz"])
+def test_a_shard_longer_than_its_index_is_warned_of(tmp_path, caplog, suffix):
+    path = write_tar(tmp_path / f"a.{suffix}", {str(n): sample(n) for n in range(4)})
+    cursor = ShardCursor(ShardSet((str(path),), (4,)), None)
+    assert [cursor.read(0, row).key for row in range(4)] == list("0123")
+    assert not caplog.records
+    cursor = ShardCursor(ShardSet((str(path),), (3,)), None)
+    assert [cursor.read(0, row).key for row in (0, 1, 2, 1, 0)] == list("01210")
+    (record,) = caplog.records
+    assert f"a.{suffix} holds more samples than the 3 of its index" in record.message
+    assert "delete sizes.json" in record.message
+
+
 def test_a_shard_that_was_replaced_under_its_index_is_an_error_that_says_so(tmp_path):
     pattern = write_shards(tmp_path, [6])
     shards = open_shards(pattern, key="k")

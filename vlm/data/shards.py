@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -19,6 +20,8 @@ from vlm.data.remote import DEFAULT_REMOTE, Remote, StoreError, contact
 from vlm.data.sources import expand_shards
 from vlm.data.tar import DAMAGE, CutError, RawSample, TarReader, is_local, open_shard
 from vlm.errors import DataError, VlmError
+
+logger = logging.getLogger(__name__)
 
 _THREADS = 32  # of requests that wait for a network disk
 _GONE = "is not there any more"
@@ -179,7 +182,22 @@ class ShardCursor:
             reason = str(error) or type(error).__name__
             raise DataError(f"{url} cannot be read at sample {row}: {reason}") from error
         self._row += 1
+        if row == self._shards.sizes[shard] - 1:
+            self._warn_of_more(url)
         return sample._replace(beside=self._beside_of(shard, row)) if self._beside else sample
+
+    def _warn_of_more(self, url: str) -> None:
+        """Behind the last sample: a shard that has grown since it was indexed is read in part."""
+        assert self._reader is not None
+        try:
+            more = self._reader.read()
+        except Exception:  # nobody asked for what is there
+            more = None
+        if more is not None:
+            logger.warning(
+                "%s holds more samples than the %d of its index, and they are not read; %s",
+                *(url, self._shards.sizes[self._shard], _REINDEX),
+            )
 
     def try_read(self, shard: int, row: int) -> RawSample | BrokenSample:
         """The sample at a row of a shard, or why it will not come back by waiting.
