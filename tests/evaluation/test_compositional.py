@@ -72,6 +72,9 @@ def test_a_caption_with_a_label_makes_groups_and_a_threshold() -> None:
     assert result.chance == {"group_score": 0.5, "true_false_acc": 3 / 5}
     assert result.notes["threshold"] == pytest.approx(0.4)  # the lowest of the best
     assert result.notes["num_groups"] == 2
+    (part,) = result.outcomes
+    assert (part.query, part.picture.tolist()) == ("group", [0, 2])
+    assert part.values["group_score"].tolist() == [1, 0]
     won, lost = (result.details["examples"]["groups"][outcome] for outcome in ("won", "lost"))
     assert [(row["caption"], [item["position"] for item in row["found"]]) for row in won] == [("red", [0, 1])]
     assert [[item["relevant"] for item in row["found"]] for row in lost] == [[False, True]]

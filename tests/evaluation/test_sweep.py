@@ -46,6 +46,7 @@ from vlm.evaluation.sweep import (
     sweep,
 )
 from vlm.evaluation.sweep import cache as cache_module
+from vlm.evaluation.sweep.cell import main_metric
 from vlm.evaluation.sweep.identity import Digests
 from vlm.inference import Embedder
 
@@ -689,3 +690,17 @@ def test_two_sweeps_at_once_lose_nothing(tmp_path: Path) -> None:
     assert len(numbers(tmp_path / "one")) == 10
     assert numbers(tmp_path / "one") == numbers(tmp_path / "two")
     assert not list(tmp_path.rglob("*.partial"))
+
+
+@pytest.mark.parametrize(
+    ("task", "metrics", "main"),
+    [
+        ("few_shot", ["few_shot_acc1@1", "few_shot_acc1@8"], "few_shot_acc1@8"),
+        ("pair_scoring", ["clip_score"], "clip_score"),
+        ("pair_scoring", ["clip_score", "kendall_tau_b", "kendall_tau_c"], "kendall_tau_c"),
+        ("image_caption_selection", ["text_score", "group_score"], "group_score"),
+        ("of_another", ["first", "second"], "first"),
+    ],
+)
+def test_one_metric_stands_for_a_task(task: str, metrics: list[str], main: str) -> None:
+    assert main_metric(task, dict.fromkeys(metrics, 0.5)) == main

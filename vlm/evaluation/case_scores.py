@@ -144,14 +144,19 @@ def group_metrics(groups: Mapping[str, GroupContests]) -> dict[str, float]:
 
     Source: arXiv:2204.03162, section 3.2.
     """
+    return {name: _mean(won) for name, won in groups_won(groups).items()}
+
+
+def groups_won(groups: Mapping[str, GroupContests]) -> dict[str, list[float]]:
+    """Of each of `group_metrics`, 1 for each group that is won and 0 for each other."""
     if not groups:
         return {}
-    metrics = {}
+    won = {}
     if all(group.text for group in groups.values()):
-        metrics["text_score"] = _share([group.text for group in groups.values()])
-        metrics["image_score"] = _share([list(group.image.values()) for group in groups.values()])
-    metrics["group_score"] = _share([group.all for group in groups.values()])
-    return metrics
+        won["text_score"] = _won([group.text for group in groups.values()])
+        won["image_score"] = _won([list(group.image.values()) for group in groups.values()])
+    won["group_score"] = _won([group.all for group in groups.values()])
+    return won
 
 
 def group_chance(groups: Mapping[str, GroupContests]) -> dict[str, float]:
@@ -183,8 +188,8 @@ def _comparisons(group: GroupContests) -> int:
     return sum(len(contest.true) * len(contest.false) for contest in group.all)
 
 
-def _share(contests: Sequence[Sequence[Contest]]) -> float:
-    return _mean([float(all(contest.is_won for contest in part)) for part in contests])
+def _won(contests: Sequence[Sequence[Contest]]) -> list[float]:
+    return [float(all(contest.is_won for contest in part)) for part in contests]
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -17,12 +17,14 @@ from vlm.evaluation.case_examples import case_examples, group_examples, pictures
 from vlm.evaluation.case_fields import Case
 from vlm.evaluation.case_scores import (
     Contest,
+    GroupContests,
     Macro,
     best_threshold,
     by_category,
     group_chance,
     group_contests,
     group_metrics,
+    groups_won,
     metric_of,
     share_told_right,
 )
@@ -121,7 +123,10 @@ class Compositional:
         found = _Measured()
         self._measure_cases(found, cases, contests, name="acc")
         self._measure_cases(found, cases, _without_pictures(cases, texts), name="tot_acc")
-        notes["num_groups"] = _measure_groups(found, cases, contests)
+        groups = _whole_groups(cases, contests)
+        found.metrics |= group_metrics(groups)
+        found.chance |= group_chance(groups) if groups else {}
+        notes["num_groups"] = len(groups)
         if self.tune is not None:
             notes["threshold"] = self._measure_true_false(found, contests, embedder)
         counts = Counter(case.category for case in cases.cases if case.category is not None)
@@ -140,7 +145,7 @@ class Compositional:
                 "shards": self.source.pictures(),
             },
             notes=notes,
-            outcomes=_outcomes(cases, contests, found.metrics, self.macro),
+            outcomes=_outcomes(cases, contests, found.metrics, self.macro) + _of_groups(cases, groups),
         )
 
     def _measure_cases(
@@ -209,6 +214,16 @@ def _outcomes(
     )
 
 
+def _of_groups(cases: Cases, groups: Mapping[str, GroupContests]) -> tuple[Outcomes, ...]:
+    """Of each group, whether it is won, with its first picture."""
+    if not groups:
+        return ()
+    first: dict[str | None, int] = {}
+    for case, picture in zip(cases.cases, cases.picture, strict=True):
+        first.setdefault(case.group, picture)
+    return (outcomes("group", groups_won(groups), picture=[first[name] for name in groups]),)
+
+
 def _require_contests(cases: Cases) -> None:
     """Raise a `DataError` where nothing can be compared."""
     empty = [Contest([0.0] * len(case.true), [0.0] * len(case.false)) for case in cases.cases]
@@ -275,14 +290,10 @@ def _cosines(
     return torch.cat(blocks).tolist()
 
 
-def _measure_groups(found: _Measured, cases: Cases, contests: Sequence[Contest]) -> int:
-    """The number of groups that are scored: those of which no picture is missing."""
-    groups = {
+def _whole_groups(cases: Cases, contests: Sequence[Contest]) -> dict[str, GroupContests]:
+    """Those that are scored: of which no picture is missing."""
+    return {
         name: group
         for name, group in group_contests(cases.cases, contests).items()
         if name not in cases.broken_groups
     }
-    if groups:
-        found.metrics |= group_metrics(groups)
-        found.chance |= group_chance(groups)
-    return len(groups)

@@ -34,17 +34,17 @@ PAIRS = "pair_scoring"
 TASKS = (CLASSIFICATION, MULTI_LABEL, RETRIEVAL, CASES, CAPTIONING, PAIRS, KNN, PROBE, FEW_SHOT)
 """What can be asked, by the names that `Result.task` has too."""
 
-MAIN_METRIC = {
-    CLASSIFICATION: "acc1",
-    RETRIEVAL: "image_retrieval_recall@1",
-    CASES: "acc",
-    CAPTIONING: "CIDEr",
-    KNN: "knn_acc1",
-    PROBE: "lp_acc1",
-    MULTI_LABEL: "mean_average_precision",
-    PAIRS: "clip_score",
+MAIN_METRICS = {
+    CLASSIFICATION: ("acc1",),
+    RETRIEVAL: ("image_retrieval_recall@1",),
+    CASES: ("acc", "group_score"),
+    CAPTIONING: ("CIDEr",),
+    KNN: ("knn_acc1",),
+    PROBE: ("lp_acc1",),
+    MULTI_LABEL: ("mean_average_precision",),
+    PAIRS: ("auc", "kendall_tau_c", "clip_score"),
 }
-"""The one that stands for a task in a table."""
+"""What stands for a task in a table: the first that there is."""
 
 Templates = Mapping[str, Mapping[str, str | Sequence[str]]]
 """Of each language, by name: sentences, or the text file that they stand in."""

@@ -14,7 +14,7 @@ class Outcomes:
     """One row a query, in the order of the data set, so that the rows of two models can be compared."""
 
     query: str
-    """What a row is: `picture`, `caption`, `case` or `class`."""
+    """What a row is: `picture`, `caption`, `case`, `group` or `class`."""
     picture: Int64[ndarray, " n"]
     """Position in the data set of the picture that the row is about; of a class its first."""
     values: Mapping[str, Float64[ndarray, " n"]]

@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from vlm.evaluation.bootstrap import interval
-from vlm.evaluation.datasets import FEW_SHOT, MAIN_METRIC
+from vlm.evaluation.datasets import FEW_SHOT, MAIN_METRICS
 from vlm.evaluation.evaluator import Result
 from vlm.evaluation.outcomes import Outcomes
 from vlm.files import replacing, write_json, writing
@@ -117,9 +117,9 @@ class Cell:
 
 
 def main_metric(task: str, metrics: dict[str, float]) -> str:
-    """The one that stands for a task; of few shots that of the most, else where it is absent the first."""
-    preferred = next(reversed(metrics)) if task == FEW_SHOT else MAIN_METRIC.get(task, "")
-    return preferred if preferred in metrics else next(iter(metrics))
+    """The one that stands for a task; of few shots that of the most, of an unknown task the first."""
+    preferred = [next(reversed(metrics))] if task == FEW_SHOT else MAIN_METRICS.get(task, ())
+    return next((metric for metric in preferred if metric in metrics), next(iter(metrics)))
 
 
 def confidence(outcomes: tuple[Outcomes, ...]) -> dict[str, tuple[float, float]]:
