@@ -42,7 +42,7 @@ def start(table: Path, out: Path, *, workers: int) -> subprocess.Popen[bytes]:
     return process
 
 
-@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("workers", [pytest.param(1, marks=pytest.mark.long), 2])
 def test_a_run_that_is_killed_goes_on_to_the_same_bytes(tmp_path: Path, workers: int) -> None:
     table = write_table(tmp_path, COUNT, broken={7: None, 123: b"nothing"})
     pack(table, tmp_path / "whole", max_samples=SAMPLES).run()

@@ -86,7 +86,16 @@ CASES: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.parametrize(("world_size", "parts"), [(1, 3), (2, 1), (2, 2), (4, 1), (4, 2)])
+@pytest.mark.parametrize(
+    ("world_size", "parts"),
+    [
+        (1, 3),
+        pytest.param(2, 1, marks=pytest.mark.long),
+        (2, 2),
+        pytest.param(4, 1, marks=pytest.mark.long),
+        (4, 2),
+    ],
+)
 def test_ranks_and_micro_batches_are_one_process(world_size: int, parts: int, tmp_path: Path) -> None:
     whole = rank_step(CASES, 1)
     if world_size == 1:
