@@ -91,3 +91,9 @@ def test_every_experiment_takes_steps_when_it_is_made_tiny(experiment: str, toy:
             named += ["++model.image.options.act_layer=quick_gelu", "model.text.activation=quick_gelu"]
         overrides = [f"init_from={take_steps(stage, toy, *named)}"]
     assert (take_steps(experiment, toy, *overrides) / "checkpoints" / "step_00000003").is_dir()
+
+
+def test_no_command_leaves_a_log_of_hydra() -> None:
+    for file in Path(config_dir()).glob("*.yaml"):
+        defaults = [list(entry) for entry in OmegaConf.load(file)["defaults"] if not isinstance(entry, str)]
+        assert ["override hydra/job_logging"] in defaults or file.stem == "bench_step", file
