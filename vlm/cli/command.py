@@ -109,7 +109,7 @@ def _refuse_new_keys(arguments: list[str], config_name: str) -> None:
     for argument in arguments:
         found = re.match(r"\+{1,2}([A-Za-z_]\w*)[=.@]", argument)
         known = root_keys(f"{config_name.capitalize()}Settings")
-        if found and known and not {found[1]} <= {*known, "hydra", "experiment"}:
+        if found and known and found[1] not in {*known, "hydra", "experiment"}:
             sys.exit(f"ConfigError: {unknown_key_message(found[1], known, where='')}")
 
 

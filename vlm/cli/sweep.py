@@ -147,7 +147,8 @@ def _tell(summary: "Summary", out: Path) -> None:
     elif not (summary.done or summary.kept or summary.failed):
         print("nothing was asked: the checkpoints lack what the questions need, such as a text tower")
     for what, lost in (("data sets", summary.broken), ("checkpoints", summary.unreadable)):
-        for name, error in lost.items():
+        if lost:
+            name, error = next(iter(lost.items()))
             raise FailedCellsError(
                 f"{len(lost)} {what} cannot be read, the first is {name}: {error}; the others were asked"
             )

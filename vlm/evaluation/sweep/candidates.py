@@ -167,7 +167,8 @@ class _Finder:
     def _lacks(self, pattern: str) -> str:
         if any((path / DESCRIPTION).is_file() for path in Path(pattern).glob("*")):
             return f"is a folder of checkpoints; did you mean '{pattern.rstrip('/')}/*'?"
-        for path, error in self.unreadable.items():
+        if self.unreadable:
+            path, error = next(iter(self.unreadable.items()))
             return f"holds no checkpoint that can be read: {path}: {error}"
         what = "holds no checkpoint" if glob(pattern) else "matches nothing"
         return f"{what}; name a run, a checkpoint, or a pattern of them"

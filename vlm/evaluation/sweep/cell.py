@@ -45,30 +45,26 @@ class Cell:
         """Where it is in a sweep's folder."""
         return folder / kind / self.checkpoint / f"{self.stem}{ending}"
 
-    def fingerprint(self, folder: Path) -> str | None:
-        """Of what the finished cell was made from; None where it is not finished."""
-        content = self._read(folder)
+    def read(self, folder: Path) -> dict[str, Any]:
+        """What its file holds; nothing where there is none, or no mapping."""
+        try:
+            content = json.loads(self.file(folder).read_text("utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return content if isinstance(content, dict) else {}
+
+    def fingerprint(self, folder: Path, content: Mapping[str, Any]) -> str | None:
+        """Of what the finished cell was made from; None where it is not finished.
+
+        Args:
+            content: as `read` gives it.
+        """
         try:
             if content["confidence"] and not self.file(folder, ending=".outcomes.parquet").is_file():
                 return None
             return str(content["fingerprint"]) if content["format"] == FORMAT else None
         except (KeyError, TypeError):
             return None
-
-    def made_of(self, folder: Path) -> tuple[str, str] | None:
-        """Path and sha256 of the checkpoint of the cell that is there."""
-        try:
-            checkpoint = self._read(folder)["checkpoint"]
-            return str(checkpoint["path"]), str(checkpoint["sha256"])
-        except (KeyError, TypeError):
-            return None
-
-    def _read(self, folder: Path) -> dict[str, Any]:
-        try:
-            content = json.loads(self.file(folder).read_text("utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return content if isinstance(content, dict) else {}
 
     def write(self, folder: Path, result: Result, about: Mapping[str, Any]) -> None:
         """Write a finished cell: its outcomes first, so that numbers never stand without them.

@@ -161,8 +161,9 @@ class _Sweep:
             cell = question.of(candidate)
             if not question.suits(candidate.model):
                 continue
-            self._refuse_namesake(candidate, cell)
-            if cell.fingerprint(self.folder) == question.fingerprint(candidate, self.settings):
+            content = cell.read(self.folder)
+            self._refuse_namesake(candidate, content)
+            if cell.fingerprint(self.folder, content) == question.fingerprint(candidate, self.settings):
                 cell.forget_failure(self.folder)
                 self.summary.kept.append(cell)
             elif error := self._wrong_with(question, cell):
@@ -171,12 +172,12 @@ class _Sweep:
                 numbers.append(number)
         return numbers
 
-    def _refuse_namesake(self, candidate: Candidate, cell: Cell) -> None:
+    def _refuse_namesake(self, candidate: Candidate, content: Mapping[str, Any]) -> None:
         """Cells of another checkpoint that is called the same are not written over."""
-        other = cell.made_of(self.folder)
-        if other is None:
+        try:
+            path, sha256 = content["checkpoint"]["path"], content["checkpoint"]["sha256"]
+        except (KeyError, TypeError):
             return
-        path, sha256 = other
         if path != str(candidate.source.absolute()) and sha256 != candidate.sha256:
             raise ConfigError(
                 f"checkpoints: {candidate.source} would be called {candidate.name}, as {path} is, whose "
